@@ -1,0 +1,1 @@
+"""Pure policies and the nouns they speak of; no I/O, no clock, no framework."""

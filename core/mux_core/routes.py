@@ -1,0 +1,67 @@
+"""The route table: how the gateway learns which unit serves which model.
+
+Written by the operator, delivered as a file and by gRPC; a gateway keeps serving from the last
+table it got. Order: models by served name, endpoints by unit id.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+from mux_core.errors import SpecError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """The internal port of a unit that serves the model now; `weight` is its planned rate."""
+
+    unit: str
+    host: str
+    port: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One served model. `serving` is false while no endpoint is ready; `reason` then says why."""
+
+    model: str
+    served_name: str
+    endpoints: tuple[Endpoint, ...] = ()
+    reason: str = ""
+
+    @property
+    def serving(self) -> bool:
+        return bool(self.endpoints)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteTable:
+    """All routes of one namespace, with the gateway's limits per model."""
+
+    namespace: str
+    pool: str = ""
+    generation: int = 0
+    max_queued_per_model: int = 256
+    hold_timeout_s: float = 120.0
+    routes: tuple[Route, ...] = ()
+
+    def route(self, served_name: str) -> Route | None:
+        return next((route for route in self.routes if route.served_name == served_name), None)
+
+
+def to_json(table: RouteTable) -> str:
+    """The document; the same table gives the same bytes."""
+    return json.dumps(asdict(table), sort_keys=True, separators=(",", ":"))
+
+
+def from_json(text: str) -> RouteTable:
+    """Reads the document. Raises SpecError when it is not one."""
+    try:
+        document = json.loads(text)
+        routes = tuple(
+            Route(**{**item, "endpoints": tuple(Endpoint(**e) for e in item.get("endpoints", ()))})
+            for item in document.get("routes", ())
+        )
+        return RouteTable(**{**document, "routes": routes})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SpecError(f"route table: {error}") from error
