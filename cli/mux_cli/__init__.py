@@ -1,1 +1,1 @@
-
+"""The `muxserve` command: the one package above both shells."""

@@ -1,1 +1,1 @@
-
+"""The control plane: turns a cluster into a snapshot and decisions into objects."""
