@@ -1,0 +1,1 @@
+"""UnitControl and GatewayControl as generated from mux_core/control.proto, for the operator."""
