@@ -1,0 +1,1 @@
+"""What the members of a unit get: served rate, latencies, KV use, and why not more."""

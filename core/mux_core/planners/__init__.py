@@ -1,0 +1,1 @@
+"""Placement strategies; each implements `mux_core.planning.Planner`."""
