@@ -7,8 +7,9 @@ or the next operator, ends in the same world.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
+from mux_core.placement import Placement
+from mux_core.planning import Plan
 from mux_core.routes import RouteTable
 from mux_core.snapshot import UnitAddress, UnitRecord
 from mux_core.specs import ModelSource
@@ -117,12 +118,13 @@ class PublishRoutes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordPlan:
-    """Writes a plan down for people; `document` is its spec as the API shows it."""
+    """Writes a plan down for people and removes the `expired` ones."""
 
     name: str
     revision: int
     inputs_hash: str
-    document: dict[str, Any]
+    current: Placement
+    plan: Plan
     expired: tuple[str, ...]
     why: Why
 

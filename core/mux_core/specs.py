@@ -119,10 +119,9 @@ class PodTemplate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayLimits:
-    """How long and how many requests the gateway holds and queues, per model."""
+    """How long and how many requests of a model the gateway queues."""
 
     hold_timeout_s: float = 120.0
-    max_held_per_model: int = 64
     max_queued_per_model: int = 256
 
 
