@@ -1,0 +1,289 @@
+"""The allocator in plain Python: the meaning of the protocol, and the choice without a compiler."""
+
+import re
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Final
+
+from mux_core.engine import KVGeometry, Row
+from mux_core.errors import CapacityError, InvariantError
+from mux_runtime.kvpool.allocator import EXHAUSTED, EXTENT_UNITS, Owner, Span
+
+_FREE: Final = 0
+_LEASED: Final = 1
+_RESERVED: Final = 2
+_GAPS: Final = re.compile(rb"\0+")
+
+_Lane = tuple[str, int]
+"""A member and one of its layers: what an extent is claimed for."""
+
+
+class ReferenceAllocator:
+    """See `mux_runtime.kvpool.allocator.Allocator`."""
+
+    kind: Final = "reference"
+
+    def __init__(self, total_units: int) -> None:
+        self._state = bytearray(total_units)
+        self._runs: dict[int, tuple[Owner, int]] = {}
+        self._used: Counter[Owner] = Counter()
+        self._reserved: dict[Owner, list[int]] = {}
+        self._reserved_units = 0
+        self._room = [min(EXTENT_UNITS, total_units - start)
+                      for start in range(0, total_units, EXTENT_UNITS)]  # fmt: skip
+        self._whole = [extent for extent, room in enumerate(self._room) if room == EXTENT_UNITS]
+        self._claims: dict[int, _Lane] = {}
+        self._lanes: dict[_Lane, list[int]] = {}
+
+    @property
+    def total_units(self) -> int:
+        return len(self._state)
+
+    @property
+    def free_units(self) -> int:
+        return self.total_units - self.owned_units - self._reserved_units
+
+    @property
+    def owned_units(self) -> int:
+        return self._used.total()
+
+    @property
+    def reserved_units(self) -> int:
+        return self._reserved_units
+
+    def used(self, owner: Owner) -> int:
+        return self._used[owner]
+
+    def can_lease(self, geometry: KVGeometry, rows: int) -> bool:
+        return self._holds(geometry.run_units, rows * geometry.row_runs)
+
+    def lease(self, owner: Owner, geometry: KVGeometry, rows: int) -> tuple[Row, ...]:
+        units, runs = geometry.run_units, rows * geometry.row_runs
+        if not self._holds(units, runs):
+            raise CapacityError(
+                f"KV pool: {owner.member} wants {rows} rows of {geometry.row_units} units in runs "
+                f"of {units}, {self.free_units} of {self.total_units} units are free; free rows "
+                "or wait",
+                reason=EXHAUSTED,
+            )
+        starts = self._lease_by_lane(owner, geometry, runs)
+        if starts is None:
+            starts = self._lease_packed(owner, units, runs)
+        width = geometry.row_runs
+        return tuple(tuple(starts[at : at + width]) for at in range(0, runs, width))
+
+    def free(self, rows: Sequence[Row], geometry: KVGeometry) -> None:
+        self._check(rows, geometry)
+        for start in chain.from_iterable(rows):
+            self._give_back(start)
+
+    def retag(self, rows: Sequence[Row], geometry: KVGeometry, owner: Owner) -> None:
+        self._check(rows, geometry)
+        for start in chain.from_iterable(rows):
+            before, units = self._runs[start]
+            self._runs[start] = (owner, units)
+            self._count(before, -units)
+            self._count(owner, units)
+
+    def reclaim(self, owner: Owner) -> int:
+        units = self._used[owner]
+        for start in [start for start, (of, _) in self._runs.items() if of == owner]:
+            self._give_back(start)
+        return units
+
+    def reserve(self, owner: Owner, units: int) -> tuple[Span, ...]:
+        if units > self.free_units:
+            raise CapacityError(
+                f"KV pool: {owner.member} wants to reserve {units} units, {self.free_units} of "
+                f"{self.total_units} are free; free rows, or give the unit more memory",
+                reason=EXHAUSTED,
+            )
+        taken: list[int] = []
+        while units - len(taken) >= EXTENT_UNITS and self._whole:
+            extent = self._whole[-1]
+            taken += self._reserve_at(extent * EXTENT_UNITS, EXTENT_UNITS)
+        at = self.total_units
+        while len(taken) < units:
+            at = self._state.rindex(_FREE, 0, at)
+            taken += self._reserve_at(at, 1)
+        self._reserved.setdefault(owner, []).extend(taken)
+        return _spans(taken)
+
+    def release(self, owner: Owner) -> tuple[Span, ...]:
+        spans = _spans(self._reserved.pop(owner, []))
+        for start, units in spans:
+            self._vacate(start, units)
+            self._reserved_units -= units
+        return spans
+
+    def free_spans(self) -> tuple[Span, ...]:
+        return tuple(Span(m.start(), m.end() - m.start()) for m in _GAPS.finditer(self._state))
+
+    def audit(self) -> None:
+        expected = bytearray(self.total_units)
+        used: Counter[Owner] = Counter()
+        for start, (owner, units) in self._runs.items():
+            used[owner] += units
+            self._paint(expected, start, units, _LEASED)
+        for owner, taken in self._reserved.items():
+            for span in _spans(taken):
+                self._paint(expected, span.start, span.units, _RESERVED)
+            if len(set(taken)) != len(taken):
+                raise InvariantError(f"KV pool: {owner} reserved a unit twice")
+        if expected != self._state or used != self._used:
+            raise InvariantError("KV pool: units and owners disagree about what is free")
+        if self._state.count(_RESERVED) != self._reserved_units:
+            raise InvariantError("KV pool: the count of reserved units is wrong")
+        self._audit_extents()
+
+    def _audit_extents(self) -> None:
+        for extent, room in enumerate(self._room):
+            begin = extent * EXTENT_UNITS
+            if self._state.count(_FREE, begin, begin + EXTENT_UNITS) != room:
+                raise InvariantError(f"KV pool: extent {extent} miscounts its free units")
+        whole = [extent for extent, room in enumerate(self._room) if room == EXTENT_UNITS]
+        if whole != self._whole or not self._claims.keys().isdisjoint(whole):
+            raise InvariantError("KV pool: a wholly free extent is claimed or forgotten")
+        claims = {extent: lane for lane, extents in self._lanes.items() for extent in extents}
+        if claims != self._claims:
+            raise InvariantError("KV pool: extents and lanes disagree")
+
+    @staticmethod
+    def _paint(units: bytearray, start: int, count: int, state: int) -> None:
+        if any(units[start : start + count]) or start + count > len(units):
+            raise InvariantError(f"KV pool: units {start}..{start + count - 1} have two owners")
+        units[start : start + count] = bytes([state]) * count
+
+    def _holds(self, units: int, runs: int) -> bool:
+        """Whether `runs` disjoint runs of `units` lie free."""
+        if runs * units > self.free_units:
+            return False
+        if runs <= len(self._whole) * (EXTENT_UNITS // units):
+            return True
+        return runs <= sum(span.units // units for span in self.free_spans())
+
+    def _lease_by_lane(self, owner: Owner, geometry: KVGeometry, runs: int) -> list[int] | None:
+        """Run starts by rules 1 to 3, or None, and nothing taken, when the rules get stuck."""
+        units, per_layer = geometry.run_units, geometry.row_runs // geometry.layers
+        starts: list[int] = []
+        for index in range(runs):
+            lane = (owner.member, index // per_layer % geometry.layers)
+            start = self._next_start(lane, units)
+            if start < 0:
+                for taken in starts:
+                    self._give_back(taken)
+                return None
+            self._take(owner, start, units)
+            starts.append(start)
+        return starts
+
+    def _lease_packed(self, owner: Owner, units: int, runs: int) -> list[int]:
+        """Run starts by rule 3 alone, which wastes least."""
+        starts: list[int] = []
+        for _ in range(runs):
+            starts.append(self._state.find(bytes(units)))
+            self._take(owner, starts[-1], units)
+        return starts
+
+    def _next_start(self, lane: _Lane, units: int) -> int:
+        """Where the next run of `lane` goes; negative when nowhere. May claim an extent."""
+        for extent in self._lanes.get(lane, ()):
+            start = self._fit(extent, units)
+            if start >= 0:
+                return start
+        if self._whole and units <= EXTENT_UNITS:
+            extent = self._whole[0]
+            self._claims[extent] = lane
+            insort(self._lanes.setdefault(lane, []), extent)
+            return extent * EXTENT_UNITS
+        return self._state.find(bytes(units))
+
+    def _fit(self, extent: int, units: int) -> int:
+        """The lowest start for a run inside an extent; negative when it holds none."""
+        if self._room[extent] < units:
+            return -1
+        begin, end = extent * EXTENT_UNITS, (extent + 1) * EXTENT_UNITS
+        gap = bytes(units)
+        if units & (units - 1):
+            return self._state.find(gap, begin, end)
+        aligned = range(begin, end, units)
+        return next((at for at in aligned if self._state[at : at + units] == gap), -1)
+
+    def _take(self, owner: Owner, start: int, units: int) -> None:
+        self._runs[start] = (owner, units)
+        self._count(owner, units)
+        self._occupy(start, units, _LEASED)
+
+    def _give_back(self, start: int) -> None:
+        owner, units = self._runs.pop(start)
+        self._count(owner, -units)
+        self._vacate(start, units)
+
+    def _reserve_at(self, start: int, units: int) -> range:
+        self._occupy(start, units, _RESERVED)
+        self._reserved_units += units
+        return range(start, start + units)
+
+    def _count(self, owner: Owner, units: int) -> None:
+        self._used[owner] += units
+        if not self._used[owner]:
+            del self._used[owner]
+
+    def _occupy(self, start: int, units: int, state: int) -> None:
+        self._state[start : start + units] = bytes([state]) * units
+        for extent, part in _by_extent(start, units):
+            if self._room[extent] == EXTENT_UNITS:
+                del self._whole[bisect_left(self._whole, extent)]
+            self._room[extent] -= part
+
+    def _vacate(self, start: int, units: int) -> None:
+        self._state[start : start + units] = bytes(units)
+        for extent, part in _by_extent(start, units):
+            self._room[extent] += part
+            if self._room[extent] == EXTENT_UNITS:
+                insort(self._whole, extent)
+                self._unclaim(extent)
+
+    def _unclaim(self, extent: int) -> None:
+        lane = self._claims.pop(extent, None)
+        if lane is not None:
+            self._lanes[lane].remove(extent)
+            if not self._lanes[lane]:
+                del self._lanes[lane]
+
+    def _check(self, rows: Sequence[Row], geometry: KVGeometry) -> None:
+        """Raises InvariantError unless all rows are leased rows of `geometry`, each named once."""
+        seen: set[int] = set()
+        for row in rows:
+            if len(row) != geometry.row_runs:
+                raise InvariantError(f"KV pool: row {row} has {len(row)} runs, its geometry "
+                                     f"{geometry.row_runs}")  # fmt: skip
+            for start in row:
+                _, units = self._runs.get(start, (None, 0))
+                if units != geometry.run_units or start in seen:
+                    raise InvariantError(f"KV pool: run {start} of {geometry.run_units} units is "
+                                         "not leased, or is named twice")  # fmt: skip
+                seen.add(start)
+
+
+def _by_extent(start: int, units: int) -> Iterable[tuple[int, int]]:
+    """The extents a span touches and how many of its units lie in each."""
+    end = start + units
+    while start < end:
+        extent = start // EXTENT_UNITS
+        upto = min(end, (extent + 1) * EXTENT_UNITS)
+        yield extent, upto - start
+        start = upto
+
+
+def _spans(units: Iterable[int]) -> tuple[Span, ...]:
+    """Units in any order as the fewest spans, by start."""
+    spans: list[Span] = []
+    for unit in sorted(units):
+        if spans and spans[-1].start + spans[-1].units == unit:
+            spans[-1] = Span(spans[-1].start, spans[-1].units + 1)
+        else:
+            spans.append(Span(unit, 1))
+    return tuple(spans)
