@@ -22,12 +22,17 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One served model. `serving` is false while no endpoint is ready; `reason` then says why."""
+    """One served model. `serving` is false while no endpoint is ready; `reason` then says why.
+
+    SLO targets (seconds) are what the gateway judges requests by; absent means best effort.
+    """
 
     model: str
     served_name: str
     endpoints: tuple[Endpoint, ...] = ()
     reason: str = ""
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
 
     @property
     def serving(self) -> bool:

@@ -26,7 +26,8 @@ class GenerationRequest:
 class ServedModel:
     """A model that can serve now. `path` holds its tokenizer; lengths in tokens.
 
-    `kv_limit_tokens`: prompt + output that the model's KV limit can ever hold.
+    `kv_limit_tokens`: prompt + output that the model's KV limit can ever hold. SLO targets absent
+    mean best effort.
     """
 
     model: str
@@ -37,6 +38,8 @@ class ServedModel:
     kv_limit_tokens: int
     vocab: int
     eos_token_ids: tuple[int, ...]
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
 
 
 class ModelNotServing(PeerError):
