@@ -26,7 +26,7 @@ DEFAULT_POOL: Final = "default"
 SLOT_MEMORY: Final = Bytes(2 * GIB)
 """Weights plus KV of one CPU slot, unless `gpu.static[].memory` says otherwise."""
 
-_PATH: Final = re.compile(r'(?:unknown field )?"?([A-Za-z][\w]*(?:[.\[][\w\]]+)*)"?[:;]')
+_PATH: Final = re.compile(r'(?:unknown field )?"?([A-Za-z][\w]*(?:[.\[][\w\]]+)*)"?[:;] ')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
