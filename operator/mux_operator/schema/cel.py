@@ -16,7 +16,8 @@ from mux_operator.schema.fields import Rule
 
 def holds(rule: Rule, value: Any, *, old: Any = None) -> bool:
     """Whether `value` keeps the local form of `rule`; a transition rule needs `old`."""
-    from celpy import CELEvalError, json_to_cel
+    from celpy.adapter import json_to_cel
+    from celpy.evaluation import CELEvalError
 
     activation = {"self": json_to_cel(value)}
     if rule.transition:
