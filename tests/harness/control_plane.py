@@ -4,7 +4,6 @@ Ports are fixed because the network namespace is private. Each part can be kille
 started again on its own; the data folder carries the state over.
 """
 
-import os
 import ssl
 import urllib.error
 import urllib.request
@@ -57,9 +56,12 @@ class ControlPlane:
             raise namespace.NamespaceError(
                 "a control plane starts only inside `python -m harness.namespace`"
             )
-        for part in self.parts:
-            part.start()
+        self.etcd.start()
+        self.api_server.start()
         self.wait_ready()
+        # They read the API server's certificate, which its first start has just made.
+        self.controllers.start()
+        self.scheduler.start()
         # Without it no pod can be created in `default`: its admission wants the account.
         path = "/api/v1/namespaces/default/serviceaccounts/default"
         eventually(lambda: self._answers(path), "the default service account", within=30)
@@ -176,8 +178,3 @@ def _api_flags(folder: Path) -> list[str]:
         f"--audit-log-path={folder / 'audit.log'}",
         "--kubelet-preferred-address-types=InternalIP",
     ]
-
-
-def client_environment(kubeconfig: Path) -> dict[str, str]:
-    """The environment of a command that talks to this cluster as the kubeconfig's user."""
-    return dict(os.environ) | {"KUBECONFIG": str(kubeconfig), "NO_PROXY": "*", "no_proxy": "*"}

@@ -104,7 +104,9 @@ def require(name: str) -> Path:
 
 def missing(tool_sets: Sequence[ToolSet] = TOOL_SETS) -> list[str]:
     """Names of the binaries that are not there yet."""
-    return [name for tools in tool_sets for name in tools.packages if not (folder() / name).exists()]
+    return [
+        name for tools in tool_sets for name in tools.packages if not (folder() / name).exists()
+    ]
 
 
 def build(tool_sets: Sequence[ToolSet] = TOOL_SETS) -> None:
