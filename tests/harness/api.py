@@ -111,10 +111,15 @@ class Api:
             return parsed
 
 
+def _read(kubeconfig: Path) -> Object:
+    config: Object = yaml.safe_load(kubeconfig.read_text())
+    return config
+
+
 @asynccontextmanager
 async def connect(kubeconfig: Path) -> AsyncIterator[Api]:
     """An Api for the one cluster and user of a harness kubeconfig."""
-    config = yaml.safe_load(kubeconfig.read_text())
+    config = _read(kubeconfig)
     cluster = config["clusters"][0]["cluster"]
     context = ssl.create_default_context(cafile=cluster["certificate-authority"])
     headers = {"Authorization": f"Bearer {config['users'][0]['user']['token']}"}

@@ -1,4 +1,7 @@
-"""A whole test cluster: control plane, nodes, Services. `python -m harness.cluster` for a person."""
+"""A whole test cluster: control plane, nodes, Services.
+
+`python -m harness.cluster` keeps one up for a person.
+"""
 
 import json
 import signal

@@ -6,13 +6,16 @@ also when it was killed.
 
 import fcntl
 import shutil
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = "muxserve-cluster-"
 _LOCK = ".owner"
+_OWNED_WITHIN = 60.0
 
 
 @contextmanager
@@ -27,7 +30,17 @@ def data_folder() -> Iterator[Path]:
         try:
             yield folder
         finally:
+            release_mounts(folder)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def release_mounts(folder: Path) -> None:
+    """Detach what killed processes left mounted below the folder."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    # The innermost first; --lazy because a dying process may still hold one.
+    for place in sorted(mounts, reverse=True):
+        if Path(place).is_relative_to(folder):
+            subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
 
 
 def _remove_if_orphaned(folder: Path) -> None:
@@ -35,6 +48,9 @@ def _remove_if_orphaned(folder: Path) -> None:
         with (folder / _LOCK).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
-    except (BlockingIOError, FileNotFoundError):
-        # In use; or its owner has made it this very moment and not locked it yet.
+    except BlockingIOError:
         return
+    except FileNotFoundError:
+        # Half removed; or its owner has made it this very moment and not locked it yet.
+        if folder.exists() and time.time() - folder.stat().st_mtime > _OWNED_WITHIN:
+            shutil.rmtree(folder, ignore_errors=True)

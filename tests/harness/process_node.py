@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.control_plane import ControlPlane
+from harness.folders import release_mounts
 from harness.kubelet.settings import KubeletSettings, NodeSettings
 from harness.processes import Component
 
@@ -57,6 +58,7 @@ class ProcessNode:
 
     def stop(self) -> None:
         self.kubelet.kill()
+        release_mounts(self.folder)
 
     def log(self, namespace: str, pod: str, container: str = "") -> str:
         """All output of a pod's containers so far, also of a pod that is gone."""

@@ -72,8 +72,14 @@ class ServiceProxy:
         self._servers: dict[Address, asyncio.Server] = {}
         self._ports: dict[Address, Port] = {}
         self._turn = itertools.count()
+        self._lock = asyncio.Lock()
 
     async def synchronise(self) -> None:
+        """Make the listeners those of the table; Services and slices call it at the same time."""
+        async with self._lock:
+            await self._synchronise()
+
+    async def _synchronise(self) -> None:
         wanted = self._table.listeners()
         for address in [a for a in self._servers if wanted.get(a) != self._ports[a]]:
             self._servers.pop(address).close()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+
 from harness import namespace as private
 from harness import tools
 from harness.audit import AuditLog

@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+
 from harness.api import Object
 from harness.audit import AuditLog
 from harness.cluster import Cluster
@@ -20,13 +20,17 @@ from harness.waiting import eventually
 pytestmark = pytest.mark.cluster
 
 TESTS = Path(__file__).resolve().parent.parent
-SERVE = "import http.server,os; http.server.ThreadingHTTPServer((os.environ['POD_IP'], 8080), http.server.SimpleHTTPRequestHandler).serve_forever()"
+SERVE = """
+import http.server, os
+at = (os.environ["POD_IP"], 8080)
+http.server.ThreadingHTTPServer(at, http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
 
 
 def server(replicas: int) -> Object:
     probe = {"tcpSocket": {"port": 8080}}
     address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-    main = {"name": "main", "image": "any", "command": ["python", "-c", SERVE]}
+    main: Object = {"name": "main", "image": "any", "command": ["python", "-c", SERVE]}
     main |= {"env": [address], "readinessProbe": probe}
     return {
         "apiVersion": "apps/v1",

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from harness.api import Object
 from harness.cluster import Cluster
 from harness.commands import Kubectl
@@ -13,7 +14,11 @@ from harness.waiting import eventually
 
 pytestmark = pytest.mark.cluster
 
-SERVE = "import http.server,os; http.server.ThreadingHTTPServer((os.environ['POD_IP'], 8080), http.server.SimpleHTTPRequestHandler).serve_forever()"
+SERVE = """
+import http.server, os
+at = (os.environ["POD_IP"], 8080)
+http.server.ThreadingHTTPServer(at, http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
 POD_IP = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
 
 
@@ -35,7 +40,9 @@ def config(name: str, **data: str) -> Object:
 
 
 def status_of(kubectl: Kubectl, name: str) -> Object:
-    found: Object = kubectl.get("pod", name)["status"]["containerStatuses"][0]
+    status = kubectl.get("pod", name)["status"]
+    assert "containerStatuses" in status, f"pod {name} has not begun"
+    found: Object = status["containerStatuses"][0]
     return found
 
 
@@ -262,7 +269,11 @@ def test_a_containers_grandchildren_end_with_it(
 ) -> None:
     # A daemon that leaves its session and its parent: nothing but the namespace holds it.
     marker = f"marker-{namespace}"
-    script = f"import subprocess; subprocess.Popen(['setsid', 'sh', '-c', 'sleep 1000; : {marker}']); import time; time.sleep(999)"
+    script = f"""
+import subprocess, time
+subprocess.Popen(["setsid", "sh", "-c", "sleep 1000; : {marker}"])
+time.sleep(999)
+"""
     kubectl.apply(pod("parent", container(script)))
     kubectl.wait_ready("parent")
     eventually(lambda: _running(f": {marker}"), "the grandchild runs")

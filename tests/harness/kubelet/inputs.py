@@ -97,7 +97,8 @@ class PodInputs:
             return token
         seconds = source.get("expirationSeconds", 3600)
         answer = await self._request_token(audience, seconds)
-        token = answer["status"]["token"].encode()
+        text: str = answer["status"]["token"]
+        token = text.encode()
         self._tokens[audience] = (token, time.monotonic() + seconds * 0.8)
         return token
 

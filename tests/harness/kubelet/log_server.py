@@ -43,12 +43,18 @@ class LogServer:
 async def _follow(path: Path, position: int, pod: Pod, response: web.StreamResponse) -> None:
     while not pod.is_stopping:
         await asyncio.sleep(0.1)
-        if path.exists() and path.stat().st_size > position:
-            with path.open("rb") as log:
-                log.seek(position)
-                content = log.read()
+        content = _read_from(path, position)
+        if content:
             position += len(content)
             await response.write(content)
+
+
+def _read_from(path: Path, position: int) -> bytes:
+    if not path.exists():
+        return b""
+    with path.open("rb") as log:
+        log.seek(position)
+        return log.read()
 
 
 def _tail(content: bytes, lines: str | None) -> bytes:

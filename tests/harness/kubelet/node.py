@@ -83,7 +83,7 @@ def _status(node: NodeSettings, since: str) -> Object:
 
 def _info() -> dict[str, str]:
     unknown = ("bootID", "machineID", "systemUUID", "kubeProxyVersion")
-    return {name: "" for name in unknown} | {
+    return dict.fromkeys(unknown, "") | {
         "kubeletVersion": "v1.36.4",
         "kernelVersion": os.uname().release,
         "containerRuntimeVersion": "process://1",

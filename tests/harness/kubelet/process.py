@@ -33,15 +33,15 @@ class Plan:
     binds: Sequence[Bind]
     shared_memory: str
 
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "argv": list(self.argv),
-                "folder": self.folder,
-                "binds": list(self.binds),
-                "shared_memory": self.shared_memory,
-            }
-        )
+    def write(self, path: Path) -> None:
+        """For the sandbox, which gets the environment as its own."""
+        document = {
+            "argv": list(self.argv),
+            "folder": self.folder,
+            "binds": list(self.binds),
+            "shared_memory": self.shared_memory,
+        }
+        path.write_text(json.dumps(document))
 
 
 class ContainerProcess:
@@ -53,7 +53,7 @@ class ContainerProcess:
 
     @classmethod
     async def start(cls, plan: Plan, plan_file: Path, log: Path) -> "ContainerProcess":
-        plan_file.write_text(plan.to_json())
+        plan.write(plan_file)
         # Full paths, since the container's PATH need not hold these.
         line = [_which("setpriv"), "--pdeathsig", "KILL", _which("unshare"), *_NAMESPACES, "--"]
         line += [sys.executable, "-I", "-S", sandbox.__file__, str(plan_file)]

@@ -55,7 +55,7 @@ class NodeSettings:
         return capacity
 
     def _addresses(self) -> list[str]:
-        quarters = ipaddress.ip_network(self.network).subnets(prefixlen_diff=2)
+        quarters = ipaddress.IPv4Network(self.network).subnets(prefixlen_diff=2)
         return [str(host) for host in list(quarters)[self.index].hosts()]
 
 
@@ -90,8 +90,6 @@ class KubeletSettings:
     def from_json(cls, text: str) -> "KubeletSettings":
         raw: dict[str, Any] = json.loads(text)
         node = NodeSettings(**raw.pop("node"))
-        paths = {name: Path(raw.pop(name)) for name in _PATHS}
-        return cls(node=node, **paths, **raw)
-
-
-_PATHS = ("kubeconfig", "folder", "certificate", "certificate_key")
+        for name in ("kubeconfig", "folder", "certificate", "certificate_key"):
+            raw[name] = Path(raw[name])
+        return cls(node=node, **raw)
