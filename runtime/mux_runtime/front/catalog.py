@@ -1,0 +1,103 @@
+"""The models that the front can serve: those the unit serves and whose tokenizer is loaded."""
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from mux_core.errors import SpecError
+from mux_runtime.front import tokenizer as tokenizers
+from mux_runtime.front.tokenizer import Tokenizer
+from mux_runtime.generation import Generator, ServedModel
+from mux_runtime.openai.errors import model_not_found, unavailable
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model that can be asked now."""
+
+    served: ServedModel
+    tokenizer: Tokenizer
+
+
+class Catalog:
+    """Tokenizers by checkpoint folder, and the models seen so far."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._failures: dict[str, str] = {}
+        self._seen: dict[str, ServedModel] = {}
+        self._loading = asyncio.Lock()
+
+    def ready(self) -> tuple[LoadedModel, ...]:
+        """Models that can be asked now, by served name."""
+        return tuple(
+            LoadedModel(served=model, tokenizer=self._tokenizers[model.path])
+            for model in self._generator.models()
+            if model.path in self._tokenizers
+        )
+
+    def failures(self) -> Mapping[str, str]:
+        """Why a served model has no tokenizer, by model name."""
+        return dict(self._failures)
+
+    def known(self, served_name: str) -> ServedModel | None:
+        """The model of that name, also while it cannot serve."""
+        live = {model.served_name: model for model in self._generator.models()}
+        return live.get(served_name) or self._seen.get(served_name)
+
+    def find(self, served_name: str, *, only: str | None = None) -> LoadedModel:
+        """The model to ask. Raises ApiError: 404 unknown, 503 not now. `only` hides all others."""
+        ready = self.ready()
+        hidden = only is not None and served_name != only
+        for model in ready:
+            if model.served.served_name == served_name and not hidden:
+                return model
+        known = None if hidden else self.known(served_name)
+        if known is None:
+            names = (m.served.served_name for m in ready)
+            raise model_not_found(served_name, tuple(n for n in names if only in (None, n)))
+        why = self._failures.get(known.model, "its engine is starting, draining or restarting")
+        raise unavailable(f"model {served_name!r}: cannot serve now ({why}); retry shortly",
+                          code="model_not_ready")  # fmt: skip
+
+    async def refresh(self, members: Collection[str]) -> tuple[ServedModel, ...]:
+        """Loads missing tokenizers and forgets models that left; returns those that left.
+
+        `members` are models that the unit still has, serving or not.
+        """
+        async with self._loading:
+            live = self._generator.models()
+            self._seen.update({model.served_name: model for model in live})
+            await asyncio.gather(*(self._load(model) for model in _by_path(live)))
+            return self._forget(live, members)
+
+    async def _load(self, model: ServedModel) -> None:
+        if model.path in self._tokenizers:
+            return
+        try:
+            self._tokenizers[model.path] = await tokenizers.load(model.path)
+            self._failures.pop(model.model, None)
+        except SpecError as error:
+            _log.error("model %s: %s", model.model, error)
+            self._failures[model.model] = str(error)
+
+    def _forget(
+        self, live: tuple[ServedModel, ...], members: Collection[str]
+    ) -> tuple[ServedModel, ...]:
+        kept = {model.model for model in live} | set(members)
+        gone = tuple(model for model in self._seen.values() if model.model not in kept)
+        for model in gone:
+            del self._seen[model.served_name]
+            self._failures.pop(model.model, None)
+        paths = {model.path for model in self._seen.values()}
+        self._tokenizers = {p: t for p, t in self._tokenizers.items() if p in paths}
+        return gone
+
+
+def _by_path(models: tuple[ServedModel, ...]) -> list[ServedModel]:
+    """One model per checkpoint folder."""
+    return list({model.path: model for model in reversed(models)}.values())
