@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from mux_core.engine import KVGeometry, Row
+from mux_core.errors import CapacityError
 
 EXTENT_UNITS: Final = 128
 """Units a layer of a member claims at once: 2 MiB of 16 KiB units, one large page."""
@@ -107,6 +108,25 @@ class Allocator(Protocol):
     def audit(self) -> None:
         """Raises InvariantError unless free + owned + reserved = all and each has one owner."""
         ...
+
+
+def no_rows(pool: Allocator, owner: Owner, geometry: KVGeometry, rows: int) -> CapacityError:
+    """The refusal of a lease."""
+    return CapacityError(
+        f"KV pool: {owner.member} wants {rows} rows of {geometry.row_units} units in runs of "
+        f"{geometry.run_units}, {pool.free_units} of {pool.total_units} units are free; free "
+        "rows, or wait",
+        reason=EXHAUSTED,
+    )
+
+
+def no_units(pool: Allocator, owner: Owner, units: int) -> CapacityError:
+    """The refusal of a reservation."""
+    return CapacityError(
+        f"KV pool: {owner.member} wants to reserve {units} units, {pool.free_units} of "
+        f"{pool.total_units} are free; free rows, or give the unit more memory",
+        reason=EXHAUSTED,
+    )
 
 
 def open_allocator(total_units: int) -> Allocator:

@@ -8,8 +8,8 @@ from itertools import chain
 from typing import Final
 
 from mux_core.engine import KVGeometry, Row
-from mux_core.errors import CapacityError, InvariantError
-from mux_runtime.kvpool.allocator import EXHAUSTED, EXTENT_UNITS, Owner, Span
+from mux_core.errors import InvariantError
+from mux_runtime.kvpool.allocator import EXTENT_UNITS, Owner, Span, no_rows, no_units
 
 _FREE: Final = 0
 _LEASED: Final = 1
@@ -29,7 +29,7 @@ class ReferenceAllocator:
         self._state = bytearray(total_units)
         self._runs: dict[int, tuple[Owner, int]] = {}
         self._used: Counter[Owner] = Counter()
-        self._reserved: dict[Owner, list[int]] = {}
+        self._reserved: dict[Owner, list[Span]] = {}
         self._reserved_units = 0
         self._room = [min(EXTENT_UNITS, total_units - start)
                       for start in range(0, total_units, EXTENT_UNITS)]  # fmt: skip
@@ -61,15 +61,12 @@ class ReferenceAllocator:
 
     def lease(self, owner: Owner, geometry: KVGeometry, rows: int) -> tuple[Row, ...]:
         units, runs = geometry.run_units, rows * geometry.row_runs
-        if not self._holds(units, runs):
-            raise CapacityError(
-                f"KV pool: {owner.member} wants {rows} rows of {geometry.row_units} units in runs "
-                f"of {units}, {self.free_units} of {self.total_units} units are free; free rows "
-                "or wait",
-                reason=EXHAUSTED,
-            )
+        if runs * units > self.free_units:
+            raise no_rows(self, owner, geometry, rows)
         starts = self._lease_by_lane(owner, geometry, runs)
         if starts is None:
+            if not self._holds(units, runs):
+                raise no_rows(self, owner, geometry, rows)
             starts = self._lease_packed(owner, units, runs)
         width = geometry.row_runs
         return tuple(tuple(starts[at : at + width]) for at in range(0, runs, width))
@@ -95,24 +92,23 @@ class ReferenceAllocator:
 
     def reserve(self, owner: Owner, units: int) -> tuple[Span, ...]:
         if units > self.free_units:
-            raise CapacityError(
-                f"KV pool: {owner.member} wants to reserve {units} units, {self.free_units} of "
-                f"{self.total_units} are free; free rows, or give the unit more memory",
-                reason=EXHAUSTED,
-            )
-        taken: list[int] = []
-        while units - len(taken) >= EXTENT_UNITS and self._whole:
-            extent = self._whole[-1]
-            taken += self._reserve_at(extent * EXTENT_UNITS, EXTENT_UNITS)
-        at = self.total_units
-        while len(taken) < units:
-            at = self._state.rindex(_FREE, 0, at)
-            taken += self._reserve_at(at, 1)
-        self._reserved.setdefault(owner, []).extend(taken)
-        return _spans(taken)
+            raise no_units(self, owner, units)
+        taken: list[Span] = []
+        left, at = units, self.total_units
+        while left:
+            if left >= EXTENT_UNITS and self._whole:
+                taken.append(Span(self._whole[-1] * EXTENT_UNITS, EXTENT_UNITS))
+            else:
+                at = self._state.rindex(_FREE, 0, at)
+                taken.append(Span(at, 1))
+            self._occupy(*taken[-1], _RESERVED)
+            left -= taken[-1].units
+        self._reserved_units += units
+        self._reserved.setdefault(owner, []).extend(_merged(taken))
+        return _merged(taken)
 
     def release(self, owner: Owner) -> tuple[Span, ...]:
-        spans = _spans(self._reserved.pop(owner, []))
+        spans = _merged(self._reserved.pop(owner, []))
         for start, units in spans:
             self._vacate(start, units)
             self._reserved_units -= units
@@ -127,11 +123,8 @@ class ReferenceAllocator:
         for start, (owner, units) in self._runs.items():
             used[owner] += units
             self._paint(expected, start, units, _LEASED)
-        for owner, taken in self._reserved.items():
-            for span in _spans(taken):
-                self._paint(expected, span.start, span.units, _RESERVED)
-            if len(set(taken)) != len(taken):
-                raise InvariantError(f"KV pool: {owner} reserved a unit twice")
+        for span in chain.from_iterable(self._reserved.values()):
+            self._paint(expected, span.start, span.units, _RESERVED)
         if expected != self._state or used != self._used:
             raise InvariantError("KV pool: units and owners disagree about what is free")
         if self._state.count(_RESERVED) != self._reserved_units:
@@ -221,11 +214,6 @@ class ReferenceAllocator:
         self._count(owner, -units)
         self._vacate(start, units)
 
-    def _reserve_at(self, start: int, units: int) -> range:
-        self._occupy(start, units, _RESERVED)
-        self._reserved_units += units
-        return range(start, start + units)
-
     def _count(self, owner: Owner, units: int) -> None:
         self._used[owner] += units
         if not self._used[owner]:
@@ -278,12 +266,12 @@ def _by_extent(start: int, units: int) -> Iterable[tuple[int, int]]:
         start = upto
 
 
-def _spans(units: Iterable[int]) -> tuple[Span, ...]:
-    """Units in any order as the fewest spans, by start."""
-    spans: list[Span] = []
-    for unit in sorted(units):
-        if spans and spans[-1].start + spans[-1].units == unit:
-            spans[-1] = Span(spans[-1].start, spans[-1].units + 1)
+def _merged(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """Spans in any order as the fewest, by start."""
+    merged: list[Span] = []
+    for span in sorted(spans):
+        if merged and merged[-1].start + merged[-1].units == span.start:
+            merged[-1] = Span(merged[-1].start, merged[-1].units + span.units)
         else:
-            spans.append(Span(unit, 1))
-    return tuple(spans)
+            merged.append(span)
+    return tuple(merged)

@@ -35,7 +35,22 @@ def receive(sock: socket.socket) -> tuple[Message, int | None]:
     return json.loads(body), fd
 
 
-def length_of(header: bytes) -> int:
+def take(received: bytearray) -> Message | None:
+    """Removes and answers the first whole message of a stream; None when it is not there yet."""
+    if len(received) < _HEADER:
+        return None
+    end = _HEADER + length_of(received)
+    if len(received) < end:
+        return None
+    body = bytes(received[_HEADER:end])
+    del received[:end]
+    message = json.loads(body)
+    if not isinstance(message, dict):
+        raise PeerError(f"pool socket: {body[:40]!r} is not a message")
+    return message
+
+
+def length_of(header: bytes | bytearray) -> int:
     """Length of the body. PeerError when nobody of ours would send that."""
     length = int.from_bytes(header[:_HEADER], "big")
     if length > MAX_MESSAGE:
