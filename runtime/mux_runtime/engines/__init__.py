@@ -1,0 +1,1 @@
+"""Engine hosts: processes that run one model's steps when granted, and the interface to them."""
