@@ -197,13 +197,18 @@ class UnitReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """One decision's whole world: the observation, what units said, and measured demand."""
+    """One decision's whole world: the observation, what units said, and measured demand.
+
+    `has_table`: the route table generation each gateway said it has. `not_before`: when a unit
+    that died may be started again. `refused`: why a unit refused the spec it was last told.
+    """
 
     seen: Observation
     reports: Mapping[UnitId, UnitReport] = field(default_factory=dict)
     demand: Mapping[ModelName, MeasuredDemand] = field(default_factory=dict)
-    pushed: Mapping[str, int] = field(default_factory=dict)
-    """Route table generation each gateway said it has, by gateway name."""
+    has_table: Mapping[str, int] = field(default_factory=dict)
+    not_before: Mapping[UnitId, float] = field(default_factory=dict)
+    refused: Mapping[UnitId, str] = field(default_factory=dict)
 
     @property
     def now(self) -> float:

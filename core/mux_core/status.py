@@ -78,7 +78,11 @@ class MeasuredDemand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmStatus:
-    """The status of one LLMDeployment. `state` and `unit` are for people and their columns."""
+    """The status of one LLMDeployment. `state` and `unit` are for people and their columns.
+
+    `resolved` is of the source asked for now; `previous` is the last good one, kept while a
+    running replica still serves it.
+    """
 
     observed_generation: int = 0
     served_name: str = ""
@@ -92,6 +96,7 @@ class LlmStatus:
     placements: tuple[PlacementStatus, ...] = ()
     demand: MeasuredDemand | None = None
     resolved: Resolved | None = None
+    previous: Resolved | None = None
 
     def condition(self, kind: str) -> Condition | None:
         return next((c for c in self.conditions if c.type == kind), None)

@@ -1,0 +1,213 @@
+"""From a snapshot to the planner's question, and the names it contests.
+
+Who may be planned: an LLMDeployment of this pool whose spec and source can be read, whose geometry
+is known, and who holds its served name. One that runs keeps running on what it was last resolved
+to, whatever its manifest says meanwhile: a bad edit must not take a serving model down.
+"""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from math import floor, log10
+from typing import Final
+
+from mux_core.llm import Demand, Dtype, Llm, ModelGeometry
+from mux_core.placement import KvQuota, Member, Placement, Share, Unit
+from mux_core.planning import PlacementProblem, PlanningPolicy
+from mux_core.snapshot import LlmObject, Observation, Snapshot, UnitRecord
+from mux_core.specs import PoolSpec
+from mux_core.status import Resolved
+from mux_core.units import Bytes, ModelName, Percent
+from mux_core.unitspec import Device, MemberSpec
+
+RATE_BAND: Final = 0.25
+"""A measured rate this close to the planned one plans nothing new."""
+
+
+def running_members(seen: Observation) -> dict[ModelName, list[tuple[UnitRecord, MemberSpec]]]:
+    """Members by model, as the unit records have them."""
+    found: dict[ModelName, list[tuple[UnitRecord, MemberSpec]]] = {}
+    for record in seen.units:
+        for member in record.spec.members:
+            found.setdefault(ModelName(member.model), []).append((record, member))
+    return found
+
+
+def name_losers(seen: Observation) -> dict[ModelName, ModelName]:
+    """LLMs whose served name another holds -> its holder: who runs with it, else the older."""
+    running = running_members(seen)
+
+    def rank(item: LlmObject) -> tuple[bool, float, str]:
+        name = item.spec.served_name if item.spec else ""
+        holds = any(member.served_name == name for _, member in running.get(item.name, ()))
+        return (not holds, item.created_at, item.name)
+
+    holders: dict[str, ModelName] = {}
+    losers: dict[ModelName, ModelName] = {}
+    for item in sorted((x for x in seen.llms if x.spec is not None), key=rank):
+        assert item.spec is not None
+        holder = holders.setdefault(item.spec.served_name, item.name)
+        if holder != item.name:
+            losers[item.name] = holder
+    return losers
+
+
+def resolution(item: LlmObject, seen: Observation) -> Resolved | None:
+    """What is known of the source asked for now; None until an inspect run has ended.
+
+    A failure counts for the manifest it was found with: an edit makes another attempt.
+    """
+    if item.spec is None:
+        return None
+    key = item.spec.source.key
+    for inspection in seen.inspections:
+        if inspection.model == item.name and inspection.source == key and inspection.result:
+            return inspection.result
+    known = item.status.resolved
+    if known is None or known.source != key:
+        return None
+    edited = item.status.observed_generation != item.generation
+    return None if known.error_reason and edited else known
+
+
+def usable(item: LlmObject, seen: Observation) -> Resolved | None:
+    """The resolution to plan with: of the source asked for, else of the one still running."""
+    current = resolution(item, seen)
+    if current is not None and not current.error_reason:
+        return current
+    if not running_members(seen).get(item.name):
+        return None
+    known = item.status.resolved
+    if known is not None and not known.error_reason:
+        return known
+    return item.status.previous
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """The planner's problem, and its hash: the same inputs need no second plan."""
+
+    problem: PlacementProblem
+    inputs_hash: str
+    usable: dict[ModelName, Resolved] = field(default_factory=dict)
+
+
+def question(snapshot: Snapshot) -> Question:
+    """What to ask the planner about this pool now."""
+    seen = snapshot.seen
+    pool = seen.pool
+    spec = pool.spec if pool is not None and not pool.spec_error else None
+    losers = name_losers(seen)
+    known: dict[ModelName, Resolved] = {}
+    llms = []
+    for item in seen.members if spec is not None else ():
+        resolved = usable(item, seen)
+        if resolved is None or resolved.geometry is None or item.name in losers:
+            continue
+        known[item.name] = resolved
+        llms.append(_llm(item, resolved, snapshot, device=spec.device if spec else Device.CPU))
+    problem = PlacementProblem(
+        now=snapshot.now,
+        nodes=tuple(sorted(seen.nodes, key=lambda node: node.name)),
+        llms=tuple(sorted(llms, key=lambda llm: llm.name)),
+        policy=_policy(spec) if spec is not None else PlanningPolicy(),
+        current=current_placement(seen, frozenset(known)),
+        unit_prefix=f"{seen.key.name}-r{next_revision(seen)}-u",
+    )
+    return Question(problem=problem, inputs_hash=_hash(problem), usable=known)
+
+
+def next_revision(seen: Observation) -> int:
+    return max((plan.revision for plan in seen.plans), default=0) + 1
+
+
+def current_placement(seen: Observation, planned: frozenset[ModelName]) -> Placement:
+    """What the records say, without models that are gone and units whose GPUs are gone."""
+    gpus = {node.name: node.gpus for node in seen.nodes}
+    units = []
+    for record in seen.units:
+        if max(record.group.gpus) >= gpus.get(record.group.node, 0):
+            continue
+        members = tuple(_member(m) for m in record.spec.members if m.model in planned)
+        unit = Unit(id=record.unit, group=record.group, members=())
+        if members:
+            units.append(unit.with_members(members))
+    return Placement(units=tuple(sorted(units, key=lambda unit: unit.id)))
+
+
+def resized(geometry: ModelGeometry, dtype: str, max_model_len: int | None) -> ModelGeometry:
+    """The geometry as the spec asks to run it."""
+    changed = geometry if dtype == "Auto" else replace(geometry, dtype=Dtype(dtype))
+    if max_model_len is None:
+        return changed
+    return replace(changed, max_model_len=min(max_model_len, geometry.max_model_len))
+
+
+def planned_rate(measured: float, declared: float, before: float) -> float:
+    """The rate to plan with: the declared one is the floor, small changes change nothing."""
+    wanted = max(measured, declared)
+    if before > 0 and abs(wanted - before) <= RATE_BAND * before:
+        return before
+    return _two_digits(wanted)
+
+
+def _two_digits(value: float) -> float:
+    if value < 0.01:
+        return 0.0
+    return round(value, 1 - floor(log10(value)))
+
+
+def _llm(item: LlmObject, resolved: Resolved, snapshot: Snapshot, *, device: Device) -> Llm:
+    spec = item.spec
+    assert spec is not None
+    assert resolved.geometry is not None
+    geometry = resized(resolved.geometry, spec.dtype, spec.max_model_len)
+    weights = resolved.weight_bytes * geometry.dtype.itemsize // resolved.geometry.dtype.itemsize
+    return Llm(
+        name=item.name, weight_bytes=Bytes(weights), geometry=geometry,
+        demand=_demand(item, snapshot), slo=spec.slo, sharing=spec.sharing,
+        allowed_tensor=_tensor(spec.allowed_tensor, device), priority=spec.priority,
+        min_replicas=spec.min_replicas, max_replicas=spec.max_replicas, movable=spec.movable,
+    )  # fmt: skip
+
+
+def _tensor(allowed: tuple[int, ...], device: Device) -> tuple[int, ...]:
+    """One rank per replica on a CPU: its engine splits nothing."""
+    return allowed or ((1,) if device is Device.CPU else ())
+
+
+def _demand(item: LlmObject, snapshot: Snapshot) -> Demand:
+    assert item.spec is not None
+    declared = item.spec.declared or Demand(rate=0.0)
+    measured = snapshot.demand.get(item.name)
+    members = running_members(snapshot.seen).get(item.name, ())
+    before = sum(member.rate for _, member in members)
+    rate = planned_rate(measured.rate if measured else 0.0, declared.rate, before)
+    return replace(declared, rate=rate)
+
+
+def _policy(spec: PoolSpec) -> PlanningPolicy:
+    return PlanningPolicy(
+        allow_sharing=spec.allow_sharing,
+        group_sizes=spec.group_sizes,
+        step_percent=spec.share_step_percent,
+        gpu_limit=spec.gpu_limit,
+        min_gain=spec.min_gain_percent / 100,
+    )
+
+
+def _member(member: MemberSpec) -> Member:
+    """A member of a unit document as the planner's value: percents, and bytes over all GPUs."""
+    return Member(
+        model=ModelName(member.model), replica=member.replica, tensor=member.tensor,
+        share=Share(prefill=Percent(member.prefill_percent),
+                    decode=Percent(member.decode_percent)),
+        kv=KvQuota(guaranteed=Bytes(member.kv_guaranteed_bytes * member.tensor),
+                   limit=Bytes(member.kv_limit_bytes * member.tensor)),
+        rate=member.rate,
+    )  # fmt: skip
+
+
+def _hash(problem: PlacementProblem) -> str:
+    """Of everything but the time and the names of units to come."""
+    fixed = replace(problem, now=0.0, unit_prefix="")
+    return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]

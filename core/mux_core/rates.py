@@ -1,0 +1,125 @@
+"""Demand from arrival counters: requests per second by model, as a value that grows by samples.
+
+Every source (a unit, a gateway) counts arrivals since its process started; `start_id` tells one
+process from the next. A rate is an exponentially weighted mean of arrivals with time constant
+`TAU_S`, corrected for the time before the first sample, summed over sources:
+
+    N  <- N * w + n * (tau / dt) * (1 - w)      w = exp(-dt / tau), n arrivals in dt seconds
+    rate = sum over sources of N / (tau * (1 - exp(-age / tau)))
+
+A source is evaluated at its own last sample, so a late scrape does not look like less demand. A
+restarted process counts from zero and its first count is all new; a source never seen before only
+sets its base line. A source that is gone fades with the same time constant.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from mux_core.status import MeasuredDemand
+from mux_core.units import ModelName
+
+TAU_S: Final = 30.0
+STALE_S: Final = 300.0
+_SHORTEST_S: Final = 0.2
+"""Samples closer than this to the last one wait for the next: their quotient is mostly noise."""
+_FORGOTTEN: Final = 20 * TAU_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One source's counters at `at`, seconds of the Unix epoch."""
+
+    source: str
+    start_id: str
+    at: float
+    arrivals: Mapping[ModelName, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stream:
+    """One model at one source."""
+
+    start_id: str
+    count: int
+    at: float
+    weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateState:
+    """All that is remembered between samples."""
+
+    streams: Mapping[tuple[str, ModelName], _Stream] = field(default_factory=dict)
+    since: Mapping[ModelName, float] = field(default_factory=dict)
+
+
+def observed(state: RateState, samples: Iterable[Sample]) -> RateState:
+    """`state` after `samples`; older or repeated ones change nothing."""
+    streams = dict(state.streams)
+    since = dict(state.since)
+    for sample in samples:
+        for model, count in sorted(sample.arrivals.items()):
+            key = (sample.source, model)
+            before = streams.get(key)
+            if before is not None and sample.at - before.at < _SHORTEST_S:
+                continue
+            since.setdefault(model, sample.at)
+            streams[key] = _advanced(before, sample, count)
+    return RateState(streams=streams, since=since)
+
+
+def without(state: RateState, *, now: float, models: frozenset[ModelName]) -> RateState:
+    """`state` without models that are gone and sources that faded long ago."""
+    streams = {
+        key: stream
+        for key, stream in state.streams.items()
+        if key[1] in models and now - stream.at < _FORGOTTEN
+    }
+    since = {model: at for model, at in state.since.items() if model in models}
+    return replace(state, streams=streams, since=since)
+
+
+def rates(
+    state: RateState, *, now: float, live: frozenset[str]
+) -> Mapping[ModelName, MeasuredDemand]:
+    """Measured demand by model; `live` are the sources that still exist."""
+    by_model: dict[ModelName, list[tuple[str, _Stream]]] = {}
+    for (source, model), stream in sorted(state.streams.items()):
+        by_model.setdefault(model, []).append((source, stream))
+    result = {}
+    for model, streams in by_model.items():
+        as_of = max(stream.at for _, stream in streams)
+        if as_of <= state.since[model]:
+            continue
+        rate = sum(
+            _contribution(stream, since=state.since[model], now=now, live=source in live)
+            for source, stream in streams
+        )
+        result[model] = MeasuredDemand(rate=rate, source="RuntimeCounters", as_of=as_of)
+    return result
+
+
+def is_stale(demand: MeasuredDemand, *, now: float) -> bool:
+    return now - demand.as_of > STALE_S
+
+
+def _advanced(before: _Stream | None, sample: Sample, count: int) -> _Stream:
+    if before is None:
+        return _Stream(start_id=sample.start_id, count=count, at=sample.at)
+    restarted = before.start_id != sample.start_id or count < before.count
+    arrived = count if restarted else count - before.count
+    elapsed = sample.at - before.at
+    kept = math.exp(-elapsed / TAU_S)
+    weight = before.weight * kept + arrived * (TAU_S / elapsed) * (1 - kept)
+    return _Stream(start_id=sample.start_id, count=count, at=sample.at, weight=weight)
+
+
+def _contribution(stream: _Stream, *, since: float, now: float, live: bool) -> float:
+    at = stream.at if live else max(now, stream.at)
+    age = at - since
+    if age <= 0:
+        return 0.0
+    faded = stream.weight * math.exp(-(at - stream.at) / TAU_S)
+    return faded / (TAU_S * (1 - math.exp(-age / TAU_S)))

@@ -1,0 +1,380 @@
+"""From a snapshot, a plan and what was done to the statuses of a pool and its LLMs; pure.
+
+One function per condition, in the order in which `Ready` reads them; each says why in a message
+that names the subject, the value, the limit and the fix.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from mux_core.placement import GpuNode
+from mux_core.planning import Plan
+from mux_core.problem import Question, name_losers, resolution, usable
+from mux_core.rates import is_stale
+from mux_core.reasons import (
+    REASONS,
+    ConditionType,
+    Reason,
+    condition,
+    settled,
+    with_ready,
+)
+from mux_core.routes import RouteTable
+from mux_core.routing import route_table
+from mux_core.snapshot import (
+    Carrier,
+    CarrierState,
+    LlmObject,
+    MemberReport,
+    Snapshot,
+    UnitRecord,
+)
+from mux_core.specs import Mode
+from mux_core.status import (
+    Condition,
+    LlmStatus,
+    MeasuredDemand,
+    PlacementStatus,
+    PoolStatus,
+    PoolUnitStatus,
+    StatusReport,
+    Truth,
+)
+from mux_core.targets import live_carrier, ports, targets, unmounted_claim
+from mux_core.units import Bytes, ModelName, Percent, UnitId
+from mux_core.unitspec import Device, MemberSpec
+
+RATE_EVERY_S: Final = 30.0
+"""A status whose measured rate alone changed is not written more often than this."""
+
+_C, _R = ConditionType, Reason
+_RUNTIME: Final = {reason.value: reason for reason in REASONS[_C.RUNTIME_READY][Truth.FALSE]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A cycle as it ended: what was asked and answered, and whether the planner failed."""
+
+    snapshot: Snapshot
+    asked: Question
+    plan: Plan
+    planner_error: str = ""
+    applying: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _View:
+    """What the conditions of one LLM look at."""
+
+    item: LlmObject
+    outcome: Outcome
+    wanted: Mapping[UnitId, UnitRecord]
+    table: RouteTable
+    losers: Mapping[ModelName, ModelName] = field(default_factory=dict)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.outcome.snapshot
+
+    @property
+    def places(self) -> list[tuple[UnitRecord, MemberSpec]]:
+        """Where the plan has this LLM's replicas."""
+        found = [(r, r.spec.member(self.item.name)) for _, r in sorted(self.wanted.items())]
+        return [(record, member) for record, member in found if member is not None]
+
+    def told(self, unit: UnitId) -> MemberReport | None:
+        report = self.snapshot.reports.get(unit)
+        return report.members.get(self.item.name) if report is not None else None
+
+
+def statuses(outcome: Outcome) -> StatusReport:
+    """The statuses of every LLM of the pool and of the pool."""
+    snapshot = outcome.snapshot
+    wanted = targets(snapshot, outcome.asked, outcome.plan)
+    table = route_table(snapshot, wanted)
+    losers = name_losers(snapshot.seen)
+    llms = {
+        item.name: _llm_status(
+            _View(item=item, outcome=outcome, wanted=wanted, table=table, losers=losers)
+        )
+        for item in snapshot.seen.members
+    }
+    return StatusReport(llms=llms, pool=_pool_status(outcome, wanted))
+
+
+def _llm_status(view: _View) -> LlmStatus:
+    item, seen = view.item, view.snapshot.seen
+    spec = item.spec
+    assert spec is not None
+    conditions = tuple(judge(view) for judge in _JUDGES)
+    stamped = settled(with_ready(conditions), item.status.conditions,
+                      generation=item.generation, now=seen.now)  # fmt: skip
+    known = resolution(item, seen)
+    places = tuple(_placement(view, record, member) for record, member in view.places)
+    ready = sum(1 for place in places if place.state == "Serving")
+    previous = usable(item, seen)
+    status = LlmStatus(
+        observed_generation=item.generation, served_name=spec.served_name, url=seen.url,
+        port=ports(seen).get(item.name, 0), state=_state(stamped, places),
+        unit=",".join(place.unit for place in places), replicas=spec.min_replicas,
+        ready_replicas=ready, conditions=stamped, placements=places,
+        demand=view.snapshot.demand.get(item.name), resolved=known,
+        previous=previous if previous != known else None,
+    )  # fmt: skip
+    return _seldom(status, item.status)
+
+
+def _seldom(status: LlmStatus, before: LlmStatus) -> LlmStatus:
+    """Keeps the last written rate while it is young: the rate alone changes all the time."""
+    old, new = before.demand, status.demand
+    if new is None:
+        return status
+    new = MeasuredDemand(rate=round(new.rate, 2), source=new.source, as_of=float(int(new.as_of)))
+    if old is not None and old.source == new.source and new.as_of - old.as_of < RATE_EVERY_S:
+        new = old
+    return replace(status, demand=new)
+
+
+def _resolved(view: _View) -> Condition:
+    item = view.item
+    spec = item.spec
+    assert spec is not None
+    if item.spec_error:
+        return _no(_C.MODEL_RESOLVED, _R.INVALID_SPEC, item.spec_error, permanent=True)
+    if item.name in view.losers:
+        return _no(_C.MODEL_RESOLVED, _R.NAME_CONFLICT,
+                   f"model.servedName: {spec.served_name!r} is taken by LLMDeployment "
+                   f"{view.losers[item.name]}; choose another", permanent=True)  # fmt: skip
+    if item.source_error:
+        return _no(_C.MODEL_RESOLVED, _R.UNSUPPORTED_SOURCE, item.source_error, permanent=True)
+    known = resolution(item, view.snapshot.seen)
+    if known is None:
+        return condition(_C.MODEL_RESOLVED, Truth.UNKNOWN, _R.RESOLVING,
+                         f"reading {spec.source.key}")  # fmt: skip
+    if known.error_reason:
+        return _no(_C.MODEL_RESOLVED, Reason(known.error_reason), known.message, permanent=True)
+    return _yes(_C.MODEL_RESOLVED, _R.RESOLVED)
+
+
+def _cached(view: _View) -> Condition:
+    known = resolution(view.item, view.snapshot.seen)
+    if known is not None and not known.error_reason:
+        return _yes(_C.WEIGHTS_CACHED, _R.CACHED)
+    return condition(_C.WEIGHTS_CACHED, Truth.UNKNOWN, _R.PENDING)
+
+
+def _demand_known(view: _View) -> Condition:
+    measured = view.snapshot.demand.get(view.item.name)
+    if measured is not None and not is_stale(measured, now=view.snapshot.now):
+        return _yes(_C.DEMAND_KNOWN, _R.RUNTIME_COUNTERS)
+    if measured is not None:
+        return _no(_C.DEMAND_KNOWN, _R.STALE, "no unit or gateway was heard for 5 minutes; the "
+                   "last rate is planned with")  # fmt: skip
+    if view.item.spec is not None and view.item.spec.declared is not None:
+        return _yes(_C.DEMAND_KNOWN, _R.DECLARED)
+    return _no(_C.DEMAND_KNOWN, _R.NO_SAMPLES, "no request counted yet; set "
+               "workload.requestRate to plan with a rate")  # fmt: skip
+
+
+def _placed(view: _View) -> Condition:
+    seen, item = view.snapshot.seen, view.item
+    spec = item.spec
+    assert spec is not None
+    if seen.pool is None:
+        return _no(_C.PLACED, _R.POOL_NOT_FOUND, f"poolRef: GPUPool {spec.pool!r} does not exist "
+                   f"in namespace {seen.key.namespace}; create it or change poolRef")  # fmt: skip
+    if seen.pool.spec_error:
+        return _no(_C.PLACED, _R.INVALID_SPEC, f"GPUPool {spec.pool}: {seen.pool.spec_error}")
+    refusal = next((u for u in view.outcome.plan.unplaced if u.model == item.name), None)
+    if refusal is not None and Reason(refusal.reason) in REASONS[_C.PLACED][Truth.FALSE]:
+        return _no(_C.PLACED, Reason(refusal.reason), refusal.message,
+                   permanent=refusal.reason == _R.DOES_NOT_FIT)  # fmt: skip
+    if view.places:
+        return _yes(_C.PLACED, _R.EXCLUSIVE if spec.sharing.exclusive else _R.SHARED)
+    return _unplaced(view)
+
+
+def _unplaced(view: _View) -> Condition:
+    for unit, member in view.outcome.plan.proposed.members():
+        claim = unmounted_claim(view.snapshot, unit.id, view.item)
+        if member.model == view.item.name and claim:
+            return _no(_C.PLACED, _R.CLAIM_NOT_MOUNTED, f"unit {unit.id} runs without claim "
+                       f"{claim}; put the checkpoint on a claim it has, or delete its pod: the "
+                       "next one mounts it")  # fmt: skip
+    if view.outcome.planner_error:
+        return _no(_C.PLACED, _R.PLANNER_ERROR, view.outcome.planner_error)
+    return condition(_C.PLACED, Truth.UNKNOWN, _R.PLANNING)
+
+
+def _runtime_ready(view: _View) -> Condition:
+    states = [_replica(view, record) for record, _ in view.places]
+    serving = [s for s in states if s.holds]
+    if serving:
+        return serving[0]
+    if states:
+        return states[0]
+    return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, "no replica is placed")
+
+
+def _replica(view: _View, record: UnitRecord) -> Condition:
+    """RuntimeReady as one replica sees it."""
+    refused = view.snapshot.refused.get(record.unit)
+    if refused:
+        return _no(_C.RUNTIME_READY, _R.UNIT_REFUSED_SPEC, refused)
+    carrier = live_carrier(view.snapshot, record.unit)
+    if carrier is None or carrier.state is not CarrierState.RUNNING:
+        message = carrier.message if carrier is not None else ""
+        return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, message or f"unit {record.unit} starts")
+    told = view.told(record.unit)
+    if record.unit not in view.snapshot.reports:
+        return condition(_C.RUNTIME_READY, Truth.UNKNOWN, _R.UNIT_UNREACHABLE,
+                         f"unit {record.unit} has not answered yet")  # fmt: skip
+    if told is None:
+        return _no(_C.RUNTIME_READY, _R.STARTING, f"unit {record.unit} has not heard of it yet")
+    return _member_condition(told)
+
+
+def _member_condition(told: MemberReport) -> Condition:
+    match told.state:
+        case "Serving":
+            return _yes(_C.RUNTIME_READY, _R.SERVING)
+        case "Draining":
+            return _no(_C.RUNTIME_READY, _R.DRAINING, told.message)
+        case "Failed":
+            reason = _RUNTIME.get(told.reason, _R.ENGINE_CRASHED)
+            return _no(_C.RUNTIME_READY, reason, told.message, permanent=told.permanent)
+    return _no(_C.RUNTIME_READY, _R.STARTING, told.message)
+
+
+def _share_verified(view: _View) -> Condition:
+    pool = view.snapshot.seen.pool
+    if pool is None or pool.spec.device is Device.CPU:
+        return condition(_C.SHARE_VERIFIED, Truth.UNKNOWN, _R.NOT_APPLICABLE)
+    alone = all(len(record.spec.members) == 1 for record, _ in view.places)
+    if view.places and alone:
+        return _yes(_C.SHARE_VERIFIED, _R.NOT_SHARED)
+    return condition(_C.SHARE_VERIFIED, Truth.UNKNOWN, _R.NOT_MEASURED)
+
+
+def _route_ready(view: _View) -> Condition:
+    seen = view.snapshot.seen
+    route = next((r for r in view.table.routes if r.model == view.item.name), None)
+    if route is None or not route.endpoints:
+        return _no(_C.ROUTE_READY, _R.NO_READY_UNIT, "no unit serves it")
+    heard = [view.snapshot.has_table[g.name] for g in seen.gateways
+             if g.name in view.snapshot.has_table]  # fmt: skip
+    if seen.gateways and not any(has >= view.table.generation for has in heard):
+        return _no(_C.ROUTE_READY, _R.GATEWAY_DOWN, f"none of {len(seen.gateways)} gateways has "
+                   f"route table {view.table.generation}")  # fmt: skip
+    return _yes(_C.ROUTE_READY, _R.ROUTABLE)
+
+
+def _slo_met(view: _View) -> Condition:
+    spec = view.item.spec
+    if spec is None or spec.slo is None:
+        return condition(_C.SLO_MET, Truth.UNKNOWN, _R.NO_SLO)
+    return condition(_C.SLO_MET, Truth.UNKNOWN, _R.NOT_MEASURED)
+
+
+_JUDGES: Final = (
+    _resolved, _cached, _demand_known, _placed, _runtime_ready, _share_verified, _route_ready,
+    _slo_met,
+)  # fmt: skip
+
+
+def _placement(view: _View, record: UnitRecord, member: MemberSpec) -> PlacementStatus:
+    carrier = live_carrier(view.snapshot, record.unit)
+    told = view.told(record.unit)
+    return PlacementStatus(
+        unit=record.unit, pod=carrier.name if carrier is not None else "",
+        node=record.group.node, gpus=record.group.gpus, tensor=member.tensor,
+        prefill_percent=Percent(member.prefill_percent),
+        decode_percent=Percent(member.decode_percent),
+        kv_bytes=Bytes(member.kv_guaranteed_bytes * member.tensor),
+        state=told.state if told is not None else "Starting",
+        reason=told.reason if told is not None else "",
+    )  # fmt: skip
+
+
+def _state(conditions: tuple[Condition, ...], places: tuple[PlacementStatus, ...]) -> str:
+    """One word for the column; programs read the conditions."""
+    ready = conditions[0]
+    if ready.holds:
+        return "Serving"
+    if any(c.permanent for c in conditions) and not any(p.state == "Serving" for p in places):
+        return "Failed"
+    if places:
+        return places[0].state
+    return "Pending"
+
+
+def _pool_status(outcome: Outcome, wanted: Mapping[UnitId, UnitRecord]) -> PoolStatus | None:
+    seen = outcome.snapshot.seen
+    if seen.pool is None:
+        return None
+    used = {(r.group.node, gpu) for r in wanted.values() for gpu in r.group.gpus}
+    gpus = sum(node.gpus for node in seen.nodes)
+    conditions = with_ready((_inventory(outcome), _plan_current(outcome), _moves(outcome)))
+    active = max(seen.plans, key=lambda p: p.revision).name if seen.plans else ""
+    return PoolStatus(
+        observed_generation=seen.pool.generation, gpus=gpus, free_gpus=gpus - len(used),
+        inventory={node.name: node.gpus for node in seen.nodes},
+        units=tuple(_unit_status(outcome.snapshot, r) for _, r in sorted(wanted.items())),
+        active_plan=active,
+        conditions=settled(conditions, seen.pool.status.conditions,
+                           generation=seen.pool.generation, now=seen.now),
+    )  # fmt: skip
+
+
+def _unit_status(snapshot: Snapshot, record: UnitRecord) -> PoolUnitStatus:
+    carrier: Carrier | None = live_carrier(snapshot, record.unit)
+    return PoolUnitStatus(
+        unit=record.unit, node=record.group.node, gpus=record.group.gpus,
+        models=tuple(ModelName(member.model) for member in record.spec.members),
+        state=carrier.state if carrier is not None else "Pending",
+        pod=carrier.name if carrier is not None else "",
+    )  # fmt: skip
+
+
+def _inventory(outcome: Outcome) -> Condition:
+    seen = outcome.snapshot.seen
+    if seen.pool is not None and seen.pool.spec_error:
+        return _no(_C.INVENTORY_READY, _R.INVALID_SPEC, seen.pool.spec_error, permanent=True)
+    if not seen.nodes:
+        return _no(_C.INVENTORY_READY, _R.NO_MATCHING_NODES, "no node matches nodeSelector and "
+                   "offers gpu.resourceName; label nodes or set gpu.static")  # fmt: skip
+    return _yes(_C.INVENTORY_READY, _R.DISCOVERED, _inventory_words(seen.nodes))
+
+
+def _inventory_words(nodes: Iterable[GpuNode]) -> str:
+    counted = [node.gpus for node in nodes]
+    return f"{sum(counted)} slots on {len(counted)} nodes"
+
+
+def _plan_current(outcome: Outcome) -> Condition:
+    if outcome.planner_error:
+        return _no(_C.PLAN_CURRENT, _R.PLANNER_ERROR, outcome.planner_error)
+    if outcome.plan.unplaced:
+        first = outcome.plan.unplaced[0]
+        return _no(_C.PLAN_CURRENT, _R.INFEASIBLE, first.message)
+    if outcome.applying:
+        return _no(_C.PLAN_CURRENT, _R.APPLYING)
+    return _yes(_C.PLAN_CURRENT, _R.UP_TO_DATE)
+
+
+def _moves(outcome: Outcome) -> Condition:
+    pool = outcome.snapshot.seen.pool
+    if pool is not None and pool.spec.mode is Mode.EXECUTE:
+        return _yes(_C.MOVES_ALLOWED, _R.OPEN)
+    return _no(_C.MOVES_ALLOWED, _R.RECOMMEND_ONLY)
+
+
+def _yes(kind: ConditionType, reason: Reason, message: str = "") -> Condition:
+    return condition(kind, Truth.TRUE, reason, message)
+
+
+def _no(
+    kind: ConditionType, reason: Reason, message: str = "", *, permanent: bool = False
+) -> Condition:
+    return condition(kind, Truth.FALSE, reason, message, permanent=permanent)
