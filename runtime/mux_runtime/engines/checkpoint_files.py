@@ -6,8 +6,9 @@ milliseconds. Every error names the file.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,14 +76,8 @@ def read_bytes(path: Path, limit: int = -1, offset: int = 0) -> bytes:
                                 "has it") from error  # fmt: skip
     except PermissionError as error:
         raise CheckpointDenied(
-            f"{path}: may not be read by user {_user()}; fix its mode"
+            f"{path}: may not be read by user {os.getuid()}; fix its mode"
         ) from error
-
-
-def _user() -> int:
-    import os
-
-    return os.getuid()
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -92,13 +87,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     if not extra.exists():
         return config
     ids = set(read_eos(read_json(extra))) | set(config.eos_token_ids)
-    return _with_eos(config, tuple(sorted(ids)))
-
-
-def _with_eos(config: ModelConfig, ids: tuple[int, ...]) -> ModelConfig:
-    from dataclasses import replace
-
-    return replace(config, eos_token_ids=ids)
+    return replace(config, eos_token_ids=tuple(sorted(ids)))
 
 
 def read_tensors(folder: Path) -> CheckpointTensors:

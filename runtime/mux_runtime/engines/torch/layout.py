@@ -69,8 +69,8 @@ def _tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[_Part, ...]]]:
     yield "embed", (("model.embed_tokens.weight", (g.vocab, g.hidden)),)
     for layer in range(g.layers):
         for name, parts in _layer(config):
-            yield (f"{layer}.{name}",
-                   tuple((f"model.layers.{layer}.{part}", shape) for part, shape in parts))  # fmt: skip
+            named = tuple((f"model.layers.{layer}.{part}", shape) for part, shape in parts)
+            yield f"{layer}.{name}", named
     yield "norm", (("model.norm.weight", (g.hidden,)),)
     if not g.tied_embeddings:
         yield "head", (("lm_head.weight", (g.vocab, g.hidden)),)
