@@ -28,11 +28,13 @@ class Curve:
     interpolate: bool = False
     steps: tuple[float, ...] = field(init=False, repr=False, compare=False)
     prefills: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    rising_to: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         whole = range(self.batches[-1] + 1)
         object.__setattr__(self, "steps", tuple(self.decode_time(x) for x in whole))
         object.__setattr__(self, "prefills", tuple(self.prefill_time(x) for x in whole))
+        object.__setattr__(self, "rising_to", self._rising_to())
 
     def decode_time(self, batch: float) -> float:
         """Seconds of one decode step of `batch` sequences."""
@@ -45,6 +47,40 @@ class Curve:
     def generation_time(self, batch: int) -> float:
         """Seconds to decode whole answers of `batch` sequences."""
         return self.steps[batch] * self.output_tokens
+
+    def least_batch(self, rate: float, prefill_s: float, start: int, cap: int) -> int:
+        """The smallest batch from `start` on that serves `rate` beside `prefill_s`, else `cap`."""
+        at = bisect_left(self.batches, start)
+        batch = start
+        per_sequence = 1.0 - rate * self.output_tokens * self.overhead_s
+        if per_sequence <= 0:
+            return max(batch, cap)
+        while batch < cap:
+            end = min(self.batches[at], cap)
+            if not self.interpolate:
+                spent = self.output_tokens * self.decode_s[at] + prefill_s
+                batch = max(batch, min(end, int(rate * spent / per_sequence) - 1))
+            while batch <= end:
+                if batch / (self.steps[batch] * self.output_tokens + prefill_s) >= rate:
+                    return batch
+                batch += 1
+            at += 1
+        return min(batch, cap)
+
+    def throughput(self, batch: int, prefill_s: float) -> float:
+        """Requests/s of a batch beside `prefill_s` seconds of prefills per cycle."""
+        return batch / (self.steps[batch] * self.output_tokens + prefill_s)
+
+    def segment_end(self, batch: int) -> int:
+        """The measured batch whose times `batch` is priced at."""
+        return self.batches[bisect_left(self.batches, batch)]
+
+    def _rising_to(self) -> int:
+        """The largest batch up to which a larger batch never prefills faster."""
+        for batch in range(2, len(self.prefills)):
+            if self.prefills[batch] < self.prefills[batch - 1]:
+                return batch - 1
+        return len(self.prefills) - 1
 
     def _read(self, values: Sequence[float], batch: float) -> float:
         at = min(bisect_left(self.batches, batch), len(values) - 1)

@@ -7,9 +7,10 @@ GB as floats, because the published scores depend on where those round.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Self
 
-from mux_core.costmodel.table import shipped_tables
+from mux_core.costmodel.table import StepTable, shipped_tables
 from mux_core.errors import SpecError
 from mux_core.estimator.curves import Curve, decode_curve, prefill_curve
 
@@ -51,8 +52,10 @@ class ReplayRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceModel:
-    """Constants of one LLaMA in the released planner."""
+    """Step times and constants of one LLM, as the released planner holds them for each LLaMA."""
 
+    name: str
+    table: StepTable = field(repr=False, compare=False)
     weights_gb: float
     kv_gb_per_token: float
     overhead_s: float
@@ -60,23 +63,30 @@ class ReferenceModel:
     rate_scale: int
 
 
-def _reference(weights: float, layers: int, hidden: int, overhead: float, least: int, scale: int
-               ) -> ReferenceModel:  # fmt: skip
-    return ReferenceModel(
-        weights_gb=weights,
-        kv_gb_per_token=layers * hidden * 4 / 2**30,
-        overhead_s=overhead,
-        least_tensor=least,
-        rate_scale=scale,
-    )
+_LLAMAS = (
+    ("llama-7b", 14.0, 32, 4096, 1e-4, 1, 1),
+    ("llama-13b", 26.0, 40, 5120, 8e-5, 1, 2),
+    ("llama-30b", 60.0, 60, 6656, 7e-5, 2, 4),
+    ("llama-65b", 130.0, 80, 8192, 7e-5, 4, 8),
+)
+PROFILES = tuple(llama[0] for llama in _LLAMAS)
 
 
-REFERENCE_MODELS = {
-    "llama-7b": _reference(14, 32, 4096, 1e-4, 1, 1),
-    "llama-13b": _reference(26, 40, 5120, 8e-5, 1, 2),
-    "llama-30b": _reference(60, 60, 6656, 7e-5, 2, 4),
-    "llama-65b": _reference(130, 80, 8192, 7e-5, 4, 8),
-}
+@cache
+def reference_model(profile: str) -> ReferenceModel:
+    """The constants of one shipped profile. Raises SpecError for a name that is not shipped."""
+    for name, weights, layers, hidden, overhead, least, scale in _LLAMAS:
+        if name == profile:
+            return ReferenceModel(
+                name=name,
+                table=shipped_tables()[name],
+                weights_gb=weights,
+                kv_gb_per_token=layers * hidden * 4 / 2**30,
+                overhead_s=overhead,
+                least_tensor=least,
+                rate_scale=scale,
+            )
+    raise SpecError(f"profile {profile}: unknown; one of {', '.join(PROFILES)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +104,10 @@ class Tenant:
     """One LLM as this estimator sees it: its constants, its rate and its lengths."""
 
     name: str
-    profile: str
+    model: ReferenceModel
     rate: float
     prompt_tokens: float = PROMPT_TOKENS
     output_tokens: float = OUTPUT_TOKENS
-
-    @property
-    def model(self) -> ReferenceModel:
-        return REFERENCE_MODELS[self.profile]
 
     @property
     def kv_gb_per_sequence(self) -> float:
@@ -125,9 +131,9 @@ class MuxServeEstimator:
 
     def curve(self, tenant: Tenant, tensor: int, percent: int) -> Curve:
         """Step times of `tenant` at one degree and decode share."""
-        key = (tenant.profile, tensor, percent, tenant.prompt_tokens, tenant.output_tokens)
+        key = (tenant.model.name, tensor, percent, tenant.prompt_tokens, tenant.output_tokens)
         if key not in self._curves:
-            table = shipped_tables()[tenant.profile]
+            table = tenant.model.table
             batches, decode_s = decode_curve(
                 table,
                 tensor=tensor,
@@ -225,12 +231,12 @@ def mean_score(rates: Sequence[float], served: Sequence[float]) -> float:
     return sum(r * t for r, t in zip(rates, served, strict=True)) / sum(rates)
 
 
-def kv_split(gpus: int, tenants: Sequence[Tenant]) -> list[float]:
+def kv_split(gpus: int, tenants: Sequence[Tenant], gpu_gb: float = GPU_GB) -> list[float]:
     """GB of KV per member of a mesh, in proportion to rate x KV per token."""
     weights = sum(tenant.model.weights_gb for tenant in tenants)
-    room = max(0.0, KV_FRACTION * GPU_GB * gpus - weights - ACTIVATION_GB * len(tenants))
+    room = max(0.0, KV_FRACTION * gpu_gb * gpus - weights - ACTIVATION_GB * len(tenants))
     wants = [tenant.rate * tenant.model.kv_gb_per_token for tenant in tenants]
-    return [room * want / sum(wants) for want in wants]
+    return [room * want / (sum(wants) or 1.0) for want in wants]
 
 
 def throughputs(curves: Sequence[Curve], batches: Sequence[int]) -> list[float]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
 
-from mux_core.costmodel.table import shipped_tables
 from mux_core.errors import SpecError
 from mux_core.estimator.muxserve import (
     ACTIVATION_GB,
@@ -83,7 +82,7 @@ class ReleasedSearch:
         self._candidates = {
             (tenant.name, tensor): self._candidate(tenant, tensor)
             for tenant in tenants
-            for tensor in shipped_tables()[tenant.profile].tensors
+            for tensor in tenant.model.table.tensors
             if tensor >= tenant.model.least_tensor
         }
         self._scores: dict[tuple[int, tuple[str, ...]], MeshScore] = {}

@@ -1,0 +1,167 @@
+"""From bins to a placement: node, GPU indices, unit ids and replica numbers, few of them changed.
+
+A bin continues the unit it came from; a new bin takes over the freed unit of its kind with which it
+shares most LLMs, so that they need not move; only then are free GPUs and fresh ids drawn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mux_core.estimator.unit import Ask, GroupKind, UnitEstimator
+from mux_core.llm import Llm
+from mux_core.placement import GpuGroup, KvQuota, Member, Placement, Unit
+from mux_core.planners.capacity import assign_groups
+from mux_core.planning import PlacementProblem
+from mux_core.units import Bytes, ModelName, NodeName, UnitId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """One unit before it has a place: its kind, its asks, and the unit it continues."""
+
+    kind: GroupKind
+    asks: tuple[Ask, ...]
+    continues: UnitId | None = None
+
+
+def place_drafts(
+    problem: PlacementProblem, drafts: Sequence[Draft], estimator: UnitEstimator
+) -> Placement:
+    """The placement of `drafts` on the problem's nodes."""
+    ids, groups = _groups(problem, _continued(problem, drafts))
+    numbers = _replica_numbers(problem, drafts, ids)
+    units = [
+        _unit(ids[index], groups[index], draft, numbers, estimator)
+        for index, draft in enumerate(drafts)
+    ]
+    return Placement(units=tuple(sorted(units, key=lambda unit: unit.id)))
+
+
+def kind_of(problem: PlacementProblem, group: GpuGroup) -> GroupKind | None:
+    """The kind of a group of the current placement; None when its node is gone."""
+    for node in problem.nodes:
+        if node.name == group.node:
+            return GroupKind(gpus=group.size, gpu=node.gpu, memory=node.memory)
+    return None
+
+
+def _continued(problem: PlacementProblem, drafts: Sequence[Draft]) -> list[Draft]:
+    taken = {draft.continues for draft in drafts if draft.continues is not None}
+    free = [unit for unit in problem.current.units if unit.id not in taken]
+    overlaps = []
+    for index, draft in enumerate(drafts):
+        if draft.continues is not None:
+            continue
+        models = {ask.llm.name for ask in draft.asks}
+        for unit in free:
+            shared = len(models & unit.models)
+            if shared and kind_of(problem, unit.group) == draft.kind:
+                overlaps.append((-shared, unit.id, index))
+    result = list(drafts)
+    used: set[UnitId] = set()
+    for _, unit_id, index in sorted(overlaps):
+        if unit_id not in used and result[index].continues is None:
+            used.add(unit_id)
+            draft = result[index]
+            result[index] = Draft(kind=draft.kind, asks=draft.asks, continues=unit_id)
+    return result
+
+
+def _groups(
+    problem: PlacementProblem, drafts: Sequence[Draft]
+) -> tuple[list[UnitId], list[GpuGroup]]:
+    """Unit id and GPUs of each draft."""
+    kept = {unit.id: unit for unit in problem.current.units}
+    held = {
+        (kept[draft.continues].group.node, gpu)
+        for draft in drafts
+        if draft.continues is not None
+        for gpu in kept[draft.continues].group.gpus
+    }
+    slots: dict[NodeName, tuple[int, ...]] = {
+        node.name: tuple(gpu for gpu in range(node.gpus) if (node.name, gpu) not in held)
+        for node in problem.nodes
+    }
+    fresh = [index for index, draft in enumerate(drafts) if draft.continues is None]
+    assigned = assign_groups(problem.nodes, slots, [drafts[index].kind for index in fresh])
+    by_index = dict(zip(fresh, assigned, strict=True))
+    names = _fresh_ids(problem, len(fresh))
+    ids: list[UnitId] = []
+    groups: list[GpuGroup] = []
+    for index, draft in enumerate(drafts):
+        if draft.continues is not None:
+            ids.append(draft.continues)
+            groups.append(kept[draft.continues].group)
+        else:
+            ids.append(names.pop(0))
+            groups.append(by_index[index])
+    return ids, groups
+
+
+def _fresh_ids(problem: PlacementProblem, count: int) -> list[UnitId]:
+    used = {unit.id for unit in problem.current.units}
+    found: list[UnitId] = []
+    index = 0
+    while len(found) < count:
+        name = UnitId(f"{problem.unit_prefix}{index}")
+        if name not in used:
+            found.append(name)
+        index += 1
+    return found
+
+
+def _replica_numbers(
+    problem: PlacementProblem, drafts: Sequence[Draft], ids: Sequence[UnitId]
+) -> dict[tuple[UnitId, ModelName], int]:
+    """Members that stay keep their number; others get the smallest unused one."""
+    numbers: dict[tuple[UnitId, ModelName], int] = {}
+    used: dict[ModelName, set[int]] = {}
+    wanted = {(ids[i], ask.llm.name) for i, draft in enumerate(drafts) for ask in draft.asks}
+    for unit, member in problem.current.members():
+        if (unit.id, member.model) in wanted:
+            numbers[unit.id, member.model] = member.replica
+            used.setdefault(member.model, set()).add(member.replica)
+    for index, draft in enumerate(drafts):
+        for ask in draft.asks:
+            key = (ids[index], ask.llm.name)
+            if key in numbers:
+                continue
+            taken = used.setdefault(ask.llm.name, set())
+            number = next(n for n in range(len(taken) + 1) if n not in taken)
+            taken.add(number)
+            numbers[key] = number
+    return numbers
+
+
+def _unit(
+    unit_id: UnitId,
+    group: GpuGroup,
+    draft: Draft,
+    numbers: dict[tuple[UnitId, ModelName], int],
+    estimator: UnitEstimator,
+) -> Unit:
+    outcome = estimator.outcome(draft.kind, draft.asks)
+    spare = _free_kv(draft, [member.kv for member in outcome.members])
+    members = [
+        Member(
+            model=ask.llm.name,
+            replica=numbers[unit_id, ask.llm.name],
+            tensor=group.size,
+            share=member.share,
+            kv=_quota(ask.llm, member.kv, spare),
+            rate=ask.rate,
+        )
+        for ask, member in zip(draft.asks, outcome.members, strict=True)
+    ]
+    ordered = tuple(sorted(members, key=lambda member: (member.model, member.replica)))
+    return Unit(id=unit_id, group=group, members=ordered)
+
+
+def _free_kv(draft: Draft, kv: Sequence[Bytes]) -> int:
+    """Bytes of the unit that are KV, whoever holds them."""
+    return sum(kv)
+
+
+def _quota(llm: Llm, kv: Bytes, everyone: int) -> KvQuota:
+    limit = max(kv, everyone) if llm.sharing.kv_limit is None else max(kv, llm.sharing.kv_limit)
+    return KvQuota(guaranteed=kv, limit=Bytes(limit))

@@ -1,0 +1,183 @@
+"""LLMs and the bins that hold them while a search runs: values that are cheap to copy and compare.
+
+A bin is a group kind with members and the rate of each. An item is an LLM with the rate it must
+get. The oracle answers whether members fit a bin together and remembers every answer: LLMs of equal
+cost are interchangeable, so most questions of a search are asked before.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from mux_core.estimator.unit import Ask, GroupKind, UnitEstimator
+from mux_core.llm import Llm
+from mux_core.planning import PlanningPolicy
+
+MAX_MEMBERS = 8
+LEAST_RATE = 1e-3
+"""Requests/s assumed for an LLM without demand, so that it still gets a place and some KV."""
+ROOM_PRECISION = 1 / 64
+EDGE = 1e-5
+MAX_REMEMBERED = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One LLM to place, with what a search asks most often."""
+
+    index: int
+    llm: Llm
+    rate: float
+    key: int
+    kinds: tuple[GroupKind, ...]
+
+    @property
+    def name(self) -> str:
+        return self.llm.name
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """A group and its members as (item index, rate), by index. `load`: sum of rate/solo rate."""
+
+    kind: GroupKind
+    members: tuple[tuple[int, float], ...]
+    load: float
+    footprint: float
+    fixed: int = -1
+    """Index of the current unit this bin continues; -1 for a new one."""
+
+    def rate_of(self, index: int) -> float | None:
+        return next((rate for member, rate in self.members if member == index), None)
+
+
+@dataclass(slots=True)
+class Oracle:
+    """What fits together, under one estimator and one policy."""
+
+    estimator: UnitEstimator
+    policy: PlanningPolicy
+    items: list[Item] = field(default_factory=list)
+    _fits: dict[tuple[GroupKind, tuple[tuple[int, float], ...]], bool] = field(default_factory=dict)
+    _solo: dict[tuple[int, GroupKind], float] = field(default_factory=dict)
+    _keys: dict[Hashable, int] = field(default_factory=dict)
+    _footprints: dict[tuple[int, GroupKind], float] = field(default_factory=dict)
+    asked: int = 0
+    """Estimates made so far: the measure of work that a search budget counts."""
+
+    def forget_items(self) -> None:
+        """Starts a new problem; answers stay, they depend on costs and rates alone."""
+        self.items = []
+        self._footprints.clear()
+        if len(self._fits) > MAX_REMEMBERED:
+            self._fits.clear()
+
+    def add(self, llm: Llm, rate: float, kinds: Sequence[GroupKind]) -> Item:
+        """Makes the item of one LLM; its place in `items` is its index."""
+        key = self._keys.setdefault(self.estimator.cost_key(llm), len(self._keys))
+        possible = self.estimator.sizes(llm, kinds)
+        item = Item(len(self.items), llm, max(rate, LEAST_RATE), key, possible)
+        self.items.append(item)
+        return item
+
+    def solo(self, item: Item, kind: GroupKind) -> float:
+        """The highest rate one replica carries alone on a group; 0 when it cannot."""
+        at = (item.key, kind)
+        if at not in self._solo:
+            self._solo[at] = self._bisect(item, (), kind, 1e4)
+        return self._solo[at]
+
+    def footprint(self, item: Item, kind: GroupKind) -> float:
+        at = (item.index, kind)
+        if at not in self._footprints:
+            self._footprints[at] = self.estimator.footprint(item.llm, kind)
+        return self._footprints[at]
+
+    def make(self, kind: GroupKind, members: Iterable[tuple[int, float]], fixed: int = -1) -> Bin:
+        ordered = tuple(sorted(members))
+        load = footprint = 0.0
+        for index, rate in ordered:
+            load += rate / (self.solo(self.items[index], kind) or 1e-9)
+            footprint += self.footprint(self.items[index], kind)
+        return Bin(kind, ordered, load, footprint, fixed)
+
+    def joined(self, there: Bin, item: Item, rate: float) -> Bin:
+        """`there` with `rate` more of `item`."""
+        others = [(index, r) for index, r in there.members if index != item.index]
+        had = there.rate_of(item.index) or 0.0
+        return self.make(there.kind, [*others, (item.index, had + rate)], there.fixed)
+
+    def may_join(self, there: Bin, item: Item) -> bool:
+        """The rules that need no estimate: tenants, exclusiveness, counts, memory."""
+        kind = there.kind
+        if not there.members:
+            return kind in item.kinds
+        if len(there.members) >= MAX_MEMBERS or not self.policy.allow_sharing:
+            return False
+        if kind not in item.kinds or item.llm.sharing.exclusive:
+            return False
+        limit = self.policy.max_tensor_members
+        if limit is not None and kind.gpus > 1 and len(there.members) >= limit:
+            return False
+        if there.footprint + self.footprint(item, kind) >= 1:
+            return False
+        for index, _ in there.members:
+            other = self.items[index]
+            sharing = other.llm.sharing
+            if index == item.index or sharing.exclusive:
+                return False
+            if sharing.tenant_group != item.llm.sharing.tenant_group:
+                return False
+        return True
+
+    def fits(self, kind: GroupKind, members: Sequence[tuple[int, float]]) -> bool:
+        """Do these members all get their rates (and their service levels) on one group?"""
+        by_key = sorted((self.items[index].key, rate, index) for index, rate in members)
+        at = (kind, tuple((key, rate) for key, rate, _ in by_key))
+        known = self._fits.get(at)
+        if known is None:
+            self.asked += 1
+            asks = [Ask(llm=self.items[index].llm, rate=rate) for _, rate, index in by_key]
+            known = self._fits[at] = self.estimator.outcome(kind, asks).fits
+        return known
+
+    def takes(self, there: Bin, item: Item, rate: float) -> bool:
+        """May `item` join and get `rate`, everyone else keeping theirs?"""
+        return self.may_join(there, item) and self.fits(
+            there.kind, (*there.members, (item.index, rate))
+        )
+
+    def room(self, there: Bin, item: Item, want: float) -> float:
+        """How much of `want` the bin can take, 0 when none; a lower bound within 1/64 of `want`."""
+        if not self.may_join(there, item):
+            return 0.0
+        return self._bisect(item, there.members, there.kind, want)
+
+    def growth(self, there: Bin, item: Item, want: float) -> float:
+        """How much more of a member it already holds the bin can take, up to `want`."""
+        had = there.rate_of(item.index) or 0.0
+        others = tuple(member for member in there.members if member[0] != item.index)
+        return max(0.0, self._bisect(item, others, there.kind, had + want, floor=had) - had)
+
+    def _bisect(
+        self,
+        item: Item,
+        others: tuple[tuple[int, float], ...],
+        kind: GroupKind,
+        want: float,
+        floor: float = 0.0,
+    ) -> float:
+        if self.fits(kind, (*others, (item.index, want))):
+            return want
+        low, high = floor, want
+        precision = ROOM_PRECISION * want if others else 0.0
+        while high - low > max(precision, 1e-4 * high, 1e-9):
+            middle = (low + high) / 2
+            if self.fits(kind, (*others, (item.index, middle))):
+                low = middle
+            else:
+                high = middle
+        if low <= floor:
+            return low
+        # A hair below the edge, so that another order of summation finds it feasible as well.
+        shaved = max(floor, low * (1 - EDGE))
+        return shaved if self.fits(kind, (*others, (item.index, shaved))) else low
