@@ -102,6 +102,13 @@ class Cluster:
 
         eventually(reached, f"node {name} has Ready={status}", within=within)
 
+    def check(self) -> None:
+        """Raise when a part has ended that nobody stopped: a later test would fail for it."""
+        for part in (*self.control_plane.parts, self.service_proxy):
+            part.check_running()
+        for node in self.nodes:
+            node.check()
+
     def stop(self) -> None:
         for node in self.nodes:
             node.stop()

@@ -19,7 +19,8 @@ from typing import NoReturn
 
 POD_NETWORK = "10.244.136.0/24"
 SERVICE_NETWORK = "10.96.0.0/16"
-KUBERNETES_SERVICE = "10.96.0.1"
+KUBERNETES_SERVICE = "10.96.0.1"  # the API server gives itself the network's first address
+DNS_SERVICE = "10.96.0.10"
 OUTER_PID = "MUXSERVE_NAMESPACE_PID"
 
 _PROBE_ADDRESS = "10.244.136.254"

@@ -23,6 +23,9 @@ class Node(Protocol):
     def stop(self) -> None:
         """End everything that runs on it, at once, as when the machine is gone."""
 
+    def check(self) -> None:
+        """Raise when its kubelet has ended by itself."""
+
 
 class ProcessNode:
     """A node whose pods are local processes. Killing `kubelet` is the loss of the machine."""
@@ -59,6 +62,9 @@ class ProcessNode:
     def stop(self) -> None:
         self.kubelet.kill()
         release_mounts(self.folder)
+
+    def check(self) -> None:
+        self.kubelet.check_running()
 
     def log(self, namespace: str, pod: str, container: str = "") -> str:
         """All output of a pod's containers so far, also of a pod that is gone."""

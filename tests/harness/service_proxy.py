@@ -1,6 +1,7 @@
 """ClusterIPs without kube-proxy: listens on every Service's address, forwards to its endpoints.
 
-The Service network is local to the loopback device, so a ClusterIP can be bound like any address.
+It also answers DNS for them. The Service network is local to the loopback device, so a ClusterIP
+can be bound like any address.
 `python -m harness.service_proxy KUBECONFIG API_PORT`
 """
 
@@ -11,7 +12,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness import names
 from harness.api import Api, Listed, Object, connect
+from harness.namespace import DNS_SERVICE
 
 Address = tuple[str, int]
 Connection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -49,6 +52,22 @@ class Table:
                     service=(metadata["namespace"], metadata["name"]), name=port.get("name", "")
                 )
         return wanted
+
+    def addresses(self, name: str) -> list[str] | None:
+        """What DNS says: the ClusterIP, a headless Service's ready pods, None if unknown."""
+        words = name.removesuffix(f".{names.DOMAIN}").split(".")
+        if not name.endswith(f".{names.DOMAIN}") or len(words) != 2:
+            return None
+        for service in self.services.values():
+            if [service["metadata"]["name"], service["metadata"]["namespace"]] == words:
+                address = service["spec"].get("clusterIP") or "None"
+                return self._pods((words[1], words[0])) if address == "None" else [address]
+        return None
+
+    def _pods(self, service: tuple[str, str]) -> list[str]:
+        owned = (item for item in self.slices.values() if _owner(item) == service)
+        ready = (e for item in owned for e in item.get("endpoints") or [] if _is_ready(e))
+        return sorted({address for endpoint in ready for address in endpoint["addresses"]})
 
     def backends(self, port: Port) -> list[Address]:
         """Ready endpoints of the port, in a stable order."""
@@ -154,6 +173,7 @@ async def _follow(api: Api, path: str, store: dict[str, Object], proxy: ServiceP
 async def run(kubeconfig: Path, api_port: int) -> None:
     table = Table(api_port)
     proxy = ServiceProxy(table)
+    await names.serve(DNS_SERVICE, table.addresses)
     async with connect(kubeconfig) as api:
         await asyncio.gather(
             _follow(api, "/api/v1/services", table.services, proxy),

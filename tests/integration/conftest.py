@@ -67,10 +67,11 @@ def cluster(node_kind: str) -> Iterator[Cluster]:
 
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[str]:
-    """A fresh namespace, deleted afterwards without waiting."""
+    """A fresh namespace, deleted afterwards without waiting; the cluster must still be whole."""
     name = f"test-{secrets.token_hex(4)}"
     cluster.kubectl()("create", "namespace", name)
     yield name
+    cluster.check()
     cluster.kubectl()("delete", "namespace", name, "--wait=false")
 
 

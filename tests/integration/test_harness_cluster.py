@@ -70,6 +70,37 @@ def test_a_service_address_reaches_its_pods(kubectl: Kubectl) -> None:
     eventually(answers, "the Service answers")
 
 
+def test_a_pod_finds_services_by_name_and_the_api_server_by_its_account(
+    kubectl: Kubectl, namespace: str
+) -> None:
+    script = """
+import os, pathlib, socket, ssl, time, urllib.request
+account = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
+print(socket.gethostbyname("web"), socket.gethostbyname("web." + os.environ["NS"]), flush=True)
+host = os.environ["KUBERNETES_SERVICE_HOST"] + ":" + os.environ["KUBERNETES_SERVICE_PORT"]
+token = {"Authorization": "Bearer " + (account / "token").read_text()}
+request = urllib.request.Request("https://" + host + "/version", headers=token)
+trust = ssl.create_default_context(cafile=account / "ca.crt")
+print(urllib.request.urlopen(request, context=trust).status, flush=True)
+time.sleep(999)
+"""
+    space = {"name": "NS", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}
+    main = {"name": "main", "image": "any", "command": ["python", "-c", script], "env": [space]}
+    client = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "client"},
+        "spec": {"containers": [main], "terminationGracePeriodSeconds": 0},
+    }
+    kubectl.apply(SERVICE, client)
+    address = kubectl.get("service", "web")["spec"]["clusterIP"]
+
+    def printed() -> bool:
+        return kubectl("logs", "client").split() == [address, address, "200"]
+
+    eventually(printed, "the pod printed both addresses and 200")
+
+
 def test_the_api_server_survives_kill_and_restart(cluster: Cluster, kubectl: Kubectl) -> None:
     kubectl("create", "configmap", "kept", "--from-literal=a=1")
     plane = cluster.control_plane

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from harness import names
 from harness.api import STRATEGIC_MERGE, Api, ApiError, Object
 from harness.kubelet import environment
 from harness.kubelet.clock import now
@@ -191,9 +192,18 @@ class Pod:
             argv=argv,
             environment=values,
             folder=container.get("workingDir") or str(folder),
-            binds=[*self._volumes.binds(container), Bind(str(message), message_path)],
+            binds=[
+                Bind(str(self._write_resolv_conf()), "/etc/resolv.conf"),
+                Bind(str(message), message_path),
+                *self._volumes.binds(container),
+            ],
             shared_memory=str(self._volumes.shared_memory),
         )
+
+    def _write_resolv_conf(self) -> Path:
+        path = self._folder / "resolv.conf"
+        path.write_text(names.resolv_conf(self._settings.dns_server, self.inputs.namespace))
+        return path
 
     async def _follow_sources(self) -> None:
         while True:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.namespace import DNS_SERVICE, KUBERNETES_SERVICE, POD_NETWORK
+
 _NODES_PER_NETWORK = 4
 
 
@@ -29,7 +31,7 @@ class NodeSettings:
     # The real kubelet begins at 10 s and ends at 300 s; a test has no such time.
     restart_wait_seconds: float = 0.5
     restart_wait_limit_seconds: float = 10.0
-    network: str = "10.244.136.0/24"
+    network: str = POD_NETWORK
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < _NODES_PER_NETWORK:
@@ -69,11 +71,11 @@ class KubeletSettings:
     certificate: Path
     certificate_key: Path
     # Where pods find the API server: what a real kubelet puts into their environment.
-    service_host: str = "10.96.0.1"
+    service_host: str = KUBERNETES_SERVICE
     service_port: int = 443
+    dns_server: str = DNS_SERVICE
     # The project's own interpreter comes first on every container's PATH.
     path: str = "/usr/local/bin:/usr/bin:/bin"
-    dns_address: str = ""
 
     @property
     def pods_folder(self) -> Path:
