@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mux_core.placement import GpuNode
-from mux_core.planning import Plan
+from mux_core.planning import Plan, PlanReason
 from mux_core.problem import Question, name_losers, resolution, usable
 from mux_core.rates import is_stale
 from mux_core.reasons import (
@@ -47,8 +47,14 @@ from mux_core.unitspec import Device, MemberSpec
 
 RATE_EVERY_S: Final = 30.0
 """A status whose measured rate alone changed is not written more often than this."""
+SILENT_S: Final = 30.0
+"""A unit not heard for so long is unreachable; what it said last still routes."""
 
 _C, _R = ConditionType, Reason
+_REFUSALS: Final = {
+    PlanReason.DOES_NOT_FIT: _R.DOES_NOT_FIT, PlanReason.TENANT_CONFLICT: _R.TENANT_CONFLICT,
+    PlanReason.TENANT_ISOLATION: _R.TENANT_CONFLICT,
+}  # fmt: skip
 _RUNTIME: Final = {reason.value: reason for reason in REASONS[_C.RUNTIME_READY][Truth.FALSE]}
 
 
@@ -187,9 +193,9 @@ def _placed(view: _View) -> Condition:
     if seen.pool.spec_error:
         return _no(_C.PLACED, _R.INVALID_SPEC, f"GPUPool {spec.pool}: {seen.pool.spec_error}")
     refusal = next((u for u in view.outcome.plan.unplaced if u.model == item.name), None)
-    if refusal is not None and Reason(refusal.reason) in REASONS[_C.PLACED][Truth.FALSE]:
-        return _no(_C.PLACED, Reason(refusal.reason), refusal.message,
-                   permanent=refusal.reason == _R.DOES_NOT_FIT)  # fmt: skip
+    if refusal is not None:
+        reason = _REFUSALS.get(refusal.reason, _R.NO_CAPACITY)
+        return _no(_C.PLACED, reason, refusal.message, permanent=reason is _R.DOES_NOT_FIT)
     if view.places:
         return _yes(_C.PLACED, _R.EXCLUSIVE if spec.sharing.exclusive else _R.SHARED)
     return _unplaced(view)
@@ -227,9 +233,10 @@ def _replica(view: _View, record: UnitRecord) -> Condition:
         message = carrier.message if carrier is not None else ""
         return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, message or f"unit {record.unit} starts")
     told = view.told(record.unit)
-    if record.unit not in view.snapshot.reports:
+    report = view.snapshot.reports.get(record.unit)
+    if report is None or view.snapshot.now - report.at > SILENT_S:
         return condition(_C.RUNTIME_READY, Truth.UNKNOWN, _R.UNIT_UNREACHABLE,
-                         f"unit {record.unit} has not answered yet")  # fmt: skip
+                         f"unit {record.unit} has not answered for {SILENT_S:.0f} s")  # fmt: skip
     if told is None:
         return _no(_C.RUNTIME_READY, _R.STARTING, f"unit {record.unit} has not heard of it yet")
     return _member_condition(told)

@@ -1,0 +1,305 @@
+"""The reconcile loop: observe, snapshot, plan, decide, act, report; the same for every door.
+
+Level-triggered: a mark says which pool to look at, never what happened. A cycle that fails is
+repeated after a pause; what it had done is found done. Nothing is remembered here that a restart
+would miss, except measured rates and the pauses of units that keep dying.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from mux_core.actions import Action, ApplyUnit, PublishRoutes, StartUnit, Why, WriteUnit
+from mux_core.decide import decide
+from mux_core.errors import MuxError, PeerError
+from mux_core.planners.first_fit import FirstFit
+from mux_core.planning import Plan, Planner, Prediction, best_plan
+from mux_core.problem import Question, question
+from mux_core.rates import RateState, observed, rates, without
+from mux_core.snapshot import CarrierState, Observation, Snapshot, UnitAddress
+from mux_core.specs import PoolKey
+from mux_core.status import MeasuredDemand
+from mux_core.units import ModelName, UnitId
+from mux_core.verdicts import Outcome, statuses
+from mux_operator.control import Links
+from mux_operator.door import Cluster
+from mux_operator.metrics import Metrics
+from mux_operator.work_queue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+LIVED_LONG_S: Final = 600.0
+"""A unit that ran this long starts again without a pause."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The loop's times in seconds."""
+
+    debounce: float = 0.2
+    resync: float = 5.0
+    plan_deadline: float = 5.0
+    longest_restart_pause: float = 300.0
+
+
+@dataclass(slots=True)
+class _Restarts:
+    """When a unit that dies may start again: 0, 1, 2, 4 ... seconds later."""
+
+    deaths: int = 0
+    started_at: float = 0.0
+    not_before: float = 0.0
+
+    def died(self, now: float, longest: float) -> None:
+        if now - self.started_at > LIVED_LONG_S:
+            self.deaths = 0
+        pause = min(longest, 2.0 ** (self.deaths - 1)) if self.deaths else 0.0
+        self.deaths += 1
+        self.not_before = now + pause
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What one pool's cycles hand on to the next."""
+
+    links: Links
+    demand: RateState = field(default_factory=RateState)
+    planned: tuple[str, Plan] | None = None
+    refused: dict[UnitId, tuple[int, str]] = field(default_factory=dict)
+    restarts: dict[UnitId, _Restarts] = field(default_factory=dict)
+
+
+class Reconciler:
+    """Works on the pools of one door. `clock` is the epoch's, in seconds."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        planner: Planner | None = None,
+        timing: Timing | None = None,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._cluster = cluster
+        self._planner: Planner = planner or FirstFit()
+        self._timing = timing or Timing()
+        self._metrics = metrics or Metrics()
+        self._clock = clock
+        self._memories: dict[PoolKey, _Memory] = {}
+        self.queue = WorkQueue(time.monotonic, debounce_s=self._timing.debounce)
+        self.last_cycle_at = time.monotonic()
+
+    async def run(self, *, workers: int = 4) -> None:
+        """Reconciles until cancelled."""
+        self._cluster.on_change(self.queue.mark)
+        for key in self._cluster.pools():
+            self.queue.mark(key, after_s=0.0)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in range(workers):
+                    group.create_task(self._work(), name=f"reconcile {number}")
+                group.create_task(self._resync(), name="resync")
+        finally:
+            for memory in self._memories.values():
+                await memory.links.close()
+
+    async def _resync(self) -> None:
+        """Looks at every pool now and then, so that a lost event is not lost for ever."""
+        while True:
+            await asyncio.sleep(self._timing.resync)
+            for key in {*self._cluster.pools(), *self._memories}:
+                self.queue.mark(key)
+
+    async def _work(self) -> None:
+        while True:
+            key = await self.queue.take()
+            started = time.monotonic()
+            try:
+                await self.cycle(key)
+            except MuxError as error:
+                pause = self.queue.failed(key)
+                self._count("error", started)
+                log.warning("%s: %s; again in %.1f s", key, error, pause)
+            except Exception:
+                # A bug of ours in one pool must not take the others down; it is counted.
+                pause = self.queue.failed(key)
+                self._count("bug", started)
+                log.exception("%s: the cycle broke; again in %.1f s", key, pause)
+            else:
+                self.queue.done(key)
+                self._count("ok", started)
+
+    async def cycle(self, key: PoolKey) -> tuple[Action, ...]:
+        """One look at one pool; the actions it took."""
+        memory = self._memory(key)
+        with self._timed("1 observe"):
+            seen = await self._cluster.observe(key)
+        with self._timed("2 snapshot"):
+            snapshot = self._snapshot(seen, memory)
+        with self._timed("3 plan"):
+            asked = question(snapshot)
+            plan, problem = await self._plan(key, asked, memory)
+        with self._timed("4 decide"):
+            actions = decide(snapshot, asked, plan)
+        with self._timed("5 act"):
+            await self._act(key, actions, memory, snapshot)
+        with self._timed("6 report"):
+            after = self._snapshot(seen, memory)
+            outcome = Outcome(snapshot=after, asked=asked, plan=plan, planner_error=problem,
+                              applying=bool(plan.steps))  # fmt: skip
+            report = statuses(outcome)
+            await self._cluster.report(key, report)
+            self._metrics.told(key, report, _shown(after.demand))
+        self._forget(key, seen)
+        return actions
+
+    def _memory(self, key: PoolKey) -> _Memory:
+        if key not in self._memories:
+            links = Links(clock=self._clock, changed=lambda: self.queue.mark(key))
+            self._memories[key] = _Memory(links=links)
+        return self._memories[key]
+
+    def _forget(self, key: PoolKey, seen: Observation) -> None:
+        """Drops what is remembered of a pool that left nothing behind."""
+        if seen.pool is None and not seen.units and not seen.carriers and not seen.members:
+            memory = self._memories.pop(key)
+            closing = asyncio.ensure_future(memory.links.close())
+            closing.add_done_callback(lambda task: task.exception())
+
+    def _snapshot(self, seen: Observation, memory: _Memory) -> Snapshot:
+        memory.links.follow(_addresses(seen), seen.gateways)
+        names = frozenset(item.name for item in seen.members)
+        memory.demand = observed(memory.demand, memory.links.samples())
+        memory.demand = without(memory.demand, now=seen.now, models=names)
+        written = {record.unit: record.spec.generation for record in seen.units}
+        return Snapshot(
+            seen=seen,
+            reports=memory.links.reports(),
+            demand=rates(memory.demand, now=seen.now, live=memory.links.sources()),
+            has_table=memory.links.tables(),
+            not_before={u: r.not_before for u, r in memory.restarts.items()},
+            refused={u: message for u, (generation, message) in memory.refused.items()
+                     if written.get(u) == generation},
+        )  # fmt: skip
+
+    async def _plan(self, key: PoolKey, asked: Question, memory: _Memory) -> tuple[Plan, str]:
+        """The plan to carry out, and why planning failed if it did."""
+        if memory.planned is not None and memory.planned[0] == asked.inputs_hash:
+            return memory.planned[1], ""
+        started = time.monotonic()
+        try:
+            plan = await asyncio.to_thread(self._search, asked)
+        except (MuxError, ArithmeticError, LookupError, ValueError) as error:
+            log.exception("%s: planner %s failed", key, self._planner.name)
+            failures = self._metrics.plan_failures
+            failures.labels(key.namespace, key.name, type(error).__name__).inc()
+            return _stay(asked), f"planner {self._planner.name}: {error}"
+        self._metrics.plan_s.labels(key.namespace, key.name).observe(time.monotonic() - started)
+        memory.planned = (asked.inputs_hash, plan)
+        return plan, ""
+
+    def _search(self, asked: Question) -> Plan:
+        """The best plan until the deadline; only additive ones are carried out."""
+        deadline = time.monotonic() + self._timing.plan_deadline
+        best: Plan | None = None
+        for plan in self._planner.search(asked.problem):
+            best = plan
+            if time.monotonic() >= deadline:
+                break
+        if best is None or any(step.disruptive for step in best.steps):
+            return best_plan(FirstFit(), asked.problem)
+        return best
+
+    async def _act(
+        self, key: PoolKey, actions: tuple[Action, ...], memory: _Memory, snapshot: Snapshot
+    ) -> None:
+        """Performs the actions in order; one unit that does not answer stops no other."""
+        for action in actions:
+            log.info("%s: %s because %s", key, _named(action), action.why)
+            match action:
+                case ApplyUnit():
+                    await self._tell(action, memory)
+                case PublishRoutes():
+                    await self._cluster.apply(key, action)
+                    await memory.links.push(action.table)
+                case _:
+                    await self._cluster.apply(key, action)
+                    self._remember(action, memory, snapshot.now)
+
+    async def _tell(self, action: ApplyUnit, memory: _Memory) -> None:
+        try:
+            reply = await memory.links.apply(action.unit, action.spec)
+        except PeerError as error:
+            log.warning("%s; told again at the next look", error)
+            return
+        if reply.accepted:
+            memory.refused.pop(action.unit, None)
+        else:
+            memory.refused[action.unit] = (action.spec.generation, reply.message)
+
+    def _remember(self, action: Action, memory: _Memory, now: float) -> None:
+        match action:
+            case WriteUnit(record=record, why=Why.UNIT_DIED):
+                restarts = memory.restarts.setdefault(record.unit, _Restarts())
+                restarts.died(now, self._timing.longest_restart_pause)
+            case StartUnit(record=record):
+                restarts = memory.restarts.setdefault(record.unit, _Restarts())
+                restarts.started_at = now
+            case _:
+                return
+
+    @contextlib.contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._metrics.step_s.labels(step).observe(time.monotonic() - started)
+
+    def _count(self, result: str, started: float) -> None:
+        self.last_cycle_at = time.monotonic()
+        elapsed = self.last_cycle_at - started
+        self._metrics.reconciles.labels("GPUPool", result).inc()
+        self._metrics.reconcile_s.labels("GPUPool", result).observe(elapsed)
+        self._metrics.queue_depth.set(self.queue.depth)
+        self._metrics.queue_oldest.set(self.queue.oldest_s)
+
+
+async def reconcile(cluster: Cluster) -> None:
+    """Runs the loop on `cluster` with the default planner and times, until cancelled."""
+    await Reconciler(cluster).run()
+
+
+def _stay(asked: Question) -> Plan:
+    """What is executed when there is no plan: what runs now."""
+    nothing = Prediction(goodput=0.0, worst_ratio=0.0, gpus_used=0)
+    return Plan(strategy="stay", proposed=asked.problem.current, prediction=nothing)
+
+
+def _addresses(seen: Observation) -> dict[UnitId, UnitAddress]:
+    """Where the written incarnation of each unit answers."""
+    current = {record.unit: record.spec.incarnation for record in seen.units}
+    return {
+        carrier.unit: carrier.address
+        for carrier in seen.carriers
+        if carrier.address is not None
+        and carrier.state is CarrierState.RUNNING
+        and current.get(carrier.unit, carrier.incarnation) == carrier.incarnation
+    }
+
+
+def _shown(demand: Mapping[ModelName, MeasuredDemand]) -> dict[str, tuple[str, float]]:
+    return {model: (value.source, value.rate) for model, value in demand.items()}
+
+
+def _named(action: Action) -> str:
+    """The action and its subject, for one line of log."""
+    subject = getattr(action, "unit", None) or getattr(action, "model", None)
+    if subject is None and isinstance(action, WriteUnit | StartUnit):
+        subject = f"{action.record.unit} generation {action.record.spec.generation}"
+    return f"{type(action).__name__} {subject or ''}".rstrip()
