@@ -16,17 +16,16 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
 from mux_core.errors import PeerError
 from mux_runtime.front.catalog import Catalog
 from mux_runtime.front.metrics import FrontMetrics, model_exposition
-from mux_runtime.front.service import Door, Service, api_error
+from mux_runtime.front.service import Door, Service
 from mux_runtime.generation import Generator, ServedModel
-from mux_runtime.openai import errors
+from mux_runtime.openai.answering import error_answers, json_response
 from mux_runtime.openai.requests import MAX_BODY_BYTES
 from mux_runtime.openai.responses import ModelCard, ModelList
 
@@ -173,37 +172,3 @@ def _with(
         return await handler(http, door)
 
     return bound
-
-
-def error_answers(max_body_bytes: int) -> Middleware:
-    """The middleware by which every failure leaves as OpenAI's error object."""
-
-    @web.middleware
-    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except web.HTTPRequestEntityTooLarge:
-            return error_response(errors.body_too_large(max_body_bytes))
-        except web.HTTPException as error:
-            return error_response(http_error(request, error))
-        except Exception as error:
-            return error_response(api_error(error))
-
-    return answer
-
-
-def json_response(payload: msgspec.Struct) -> web.Response:
-    return web.Response(body=msgspec.json.encode(payload), content_type="application/json")
-
-
-def error_response(error: errors.ApiError) -> web.Response:
-    return web.Response(status=error.status, body=error.body(), headers=error.headers,
-                        content_type="application/json")  # fmt: skip
-
-
-def http_error(http: web.Request, error: web.HTTPException) -> errors.ApiError:
-    """aiohttp's own refusals: unknown path, wrong method."""
-    hint = "see /v1/models, /v1/completions, /v1/chat/completions"
-    return errors.ApiError(f"{http.method} {http.path}: {error.reason}; {hint}",
-                           status=error.status, kind="invalid_request_error",
-                           code="unknown_url" if error.status == 404 else None)  # fmt: skip

@@ -5,7 +5,6 @@ at the model's next step.
 """
 
 import contextlib
-import logging
 import random
 import time
 import uuid
@@ -16,21 +15,20 @@ from typing import Final
 from aiohttp import web
 
 from mux_core.engine import Output
-from mux_core.errors import CapacityError, PeerError, SpecError
+from mux_core.errors import PeerError
 from mux_runtime.front.answers import Answer, ChatAnswer, CompletionAnswer, Heading
 from mux_runtime.front.catalog import Catalog, LoadedModel
 from mux_runtime.front.limits import check_token_ids, settled_max_tokens
 from mux_runtime.front.meter import Clock, Meter
 from mux_runtime.front.metrics import Finished, FrontMetrics
 from mux_runtime.front.textstream import Delta, TextStream
-from mux_runtime.generation import GenerationRequest, Generator, ModelNotServing
+from mux_runtime.generation import GenerationRequest, Generator
 from mux_runtime.openai import errors, requests
+from mux_runtime.openai.answering import api_error
 from mux_runtime.openai.errors import ApiError
 from mux_runtime.openai.fields import Body, decode_object
 from mux_runtime.openai.hop import EventReport, headers_of
 from mux_runtime.openai.responses import event, usage
-
-_log = logging.getLogger(__name__)
 
 SSE_HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8",
                       "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # fmt: skip
@@ -212,23 +210,3 @@ async def _closing(outputs: AsyncIterator[Output]) -> AsyncIterator[AsyncIterato
         close = getattr(outputs, "aclose", None)
         if close is not None:
             await close()
-
-
-def api_error(error: Exception) -> ApiError:
-    """What a failure of any layer is called over HTTP."""
-    match error:
-        case ApiError():
-            return error
-        case ModelNotServing():
-            return errors.unavailable(f"{error}; retry shortly", code="model_not_ready",
-                                      retry_after_s=error.retry_after_s)  # fmt: skip
-        case CapacityError():
-            return errors.overloaded(str(error), code="queue_full")
-        case SpecError():
-            return errors.invalid(str(error), code="request_refused")
-        case PeerError():
-            return errors.unavailable(str(error), code="engine_lost",
-                                      retry_after_s=error.retry_after_s)  # fmt: skip
-        case _:
-            _log.error("request failed", exc_info=error)
-            return errors.internal("the unit failed on this request; its log has the details")

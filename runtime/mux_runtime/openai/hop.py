@@ -10,7 +10,6 @@ from typing import Final
 
 TTFT_HEADER: Final = "X-MuxServe-TTFT-Seconds"
 TOKENS_HEADER: Final = "X-MuxServe-Completion-Tokens"
-HEADERS: Final = frozenset({TTFT_HEADER.lower(), TOKENS_HEADER.lower()})
 _COMMENT: Final = b": muxserve tokens="
 
 
