@@ -60,14 +60,13 @@ class LocalCluster:
         self._runs: dict[ModelName, asyncio.Task[None]] = {}
         self._routes: RouteTable | None = None
         self._plans: dict[PoolKey, tuple[PlanRecord, ...]] = {}
-        self._leaving = False
 
     def pools(self) -> tuple[PoolKey, ...]:
         holding = {key for key, records in self._records.items() if records}
         return tuple(sorted({*self._objects.pools(), *holding}))
 
     async def observe(self, key: PoolKey) -> Observation:
-        pool = None if self._leaving else self._objects.pool(key)
+        pool = self._objects.pool(key)
         if pool is not None:
             pool = replace(pool, status=self._pool_statuses.get(key, PoolStatus()))
         gateway = self._trees.gateway
@@ -83,8 +82,6 @@ class LocalCluster:
 
     def llms(self, namespace: str) -> tuple[LlmObject, ...]:
         """The models wanted now, with the status they were last given."""
-        if self._leaving:
-            return ()
         return tuple(replace(o, status=self._statuses.get(o.uid, LlmStatus()))
                      for o in self._objects.llms(namespace))  # fmt: skip
 
@@ -115,7 +112,8 @@ class LocalCluster:
                 self._record_plan(key, action)
             case _:
                 assert_never(action)
-        self.mark((key,))
+        if not isinstance(action, PublishRoutes | EnsureService):
+            self.mark((key,))
 
     async def report(self, key: PoolKey, report: StatusReport) -> None:
         objects = {o.name: o for o in self._objects.llms(key.namespace)}
@@ -138,11 +136,6 @@ class LocalCluster:
         for key in self.pools() if keys is None else keys:
             for mark in self._marks:
                 mark(key)
-
-    def leave(self) -> None:
-        """From now on nothing is wanted: the loop stops every unit as if all were deleted."""
-        self._leaving = True
-        self.mark()
 
     async def close(self) -> None:
         """Ends inspections that still run."""

@@ -4,27 +4,20 @@ import asyncio
 import contextlib
 from typing import Final
 
-from mux_core.checkpoint import InspectReason, Unresolved, from_json
+from mux_core.checkpoint import Unresolved, from_json
 from mux_core.errors import SpecError
 from mux_core.reasons import Reason
 from mux_core.status import Resolved
 from mux_operator.local.commands import inspect_command
+from mux_operator.local.processes import tied
 
 TIMEOUT_S: Final = 60.0
-
-_REASONS: Final = {
-    InspectReason.NOT_FOUND: Reason.NOT_FOUND,
-    InspectReason.ACCESS_DENIED: Reason.ACCESS_DENIED,
-    InspectReason.UNSUPPORTED_MODEL: Reason.UNSUPPORTED_MODEL,
-    InspectReason.CORRUPT_WEIGHTS: Reason.CORRUPT_CHECKPOINT,
-    InspectReason.MISSING_TOKENIZER: Reason.TOKENIZER_MISSING,
-}
 
 
 async def inspect(folder: str, *, source: str) -> Resolved:
     """Runs one inspection to its end; a run that fails is a result with its reason."""
     process = await asyncio.create_subprocess_exec(
-        *inspect_command(folder), stdin=asyncio.subprocess.DEVNULL,
+        *tied(inspect_command(folder)), stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -49,7 +42,7 @@ def resolved_from(text: str, errors: str, *, source: str) -> Resolved:
         last = errors.strip().splitlines()[-1:] or [str(error)]
         return _failed(source, last[0])
     if isinstance(found, Unresolved):
-        return Resolved(source=source, error_reason=_REASONS[found.reason], message=found.message)
+        return Resolved(source=source, error_reason=found.reason, message=found.message)
     return Resolved(source=source, geometry=found.geometry, weight_bytes=found.weight_bytes)
 
 

@@ -101,14 +101,18 @@ class Child:
         return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
 
 
+def tied(command: Sequence[str]) -> list[str]:
+    """`command`, killed by the kernel when the process that starts it ends."""
+    return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
+
+
 def start(
     name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
 ) -> Child:
     """Starts `command` as a child tied to this process; its output goes to `log`."""
-    tied = [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            tied, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0,
+            tied(command), stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0,
             env=dict(environment) if environment is not None else None,
         )  # fmt: skip
     seen = identity_of(process.pid)

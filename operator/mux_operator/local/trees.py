@@ -62,6 +62,9 @@ class Trees:
     ports: Ports = field(default_factory=Ports)
     by_unit: dict[UnitId, Tree] = field(default_factory=dict)
     gateway: GatewayTree | None = None
+    gateway_deadline: float | None = None
+    deaths: list[str] = field(default_factory=list)
+    """What to tell people of units that ended unasked; the caller empties it."""
 
     def start_unit(self, key: PoolKey, record: UnitRecord) -> None:
         """Starts the record's incarnation; starting it twice starts it once."""
@@ -126,6 +129,7 @@ class Trees:
             message = f"{tree.carrier.name} ended with code {code}" + (f": {tail}" if tail else "")
             tree.carrier = replace(tree.carrier, state=CarrierState.DEAD, address=None,
                                    message=message)  # fmt: skip
+            self.deaths.append(message)
             self._record()
         return frozenset(marked)
 
@@ -140,6 +144,38 @@ class Trees:
         shutil.rmtree(self.data.run / tree.carrier.name, ignore_errors=True)
         (self.data.run / f"{tree.carrier.name}.json").unlink(missing_ok=True)
         self._record()
+
+    def stop_all(self) -> None:
+        """Asks the gateway and every unit to drain and end; what they run finishes together."""
+        if self.gateway is not None:
+            self.gateway.child.terminate()
+        for unit, tree in list(self.by_unit.items()):
+            self.stop_unit(unit, tree.carrier.incarnation)
+
+    def kill_all(self) -> None:
+        """Ends everything now."""
+        if self.gateway is not None:
+            self.gateway.child.kill_group()
+        for unit in list(self.by_unit):
+            self.discard(unit)
+
+    def ended(self) -> bool:
+        """Whether nothing runs any more, after `stop_all`."""
+        self.poll()
+        longest = max((t.kill_at for t in self.by_unit.values() if t.kill_at), default=None)
+        gateway = self.gateway
+        if gateway is not None and gateway.child.exit_code is None:
+            # The gateway outlives the streams it relays; without units it has none.
+            if longest is None:
+                self.gateway_deadline = self.gateway_deadline or self.clock() + GRACE_S
+                if self.clock() > self.gateway_deadline:
+                    gateway.child.kill_group()
+            return False
+        return not self.by_unit
+
+    def supervisors(self) -> tuple[tuple[Carrier, int], ...]:
+        """Every carrier with the pid of its supervisor."""
+        return tuple((t.carrier, t.child.pid) for _, t in sorted(self.by_unit.items()))
 
     def carriers(self, key: PoolKey) -> tuple[Carrier, ...]:
         return tuple(t.carrier for _, t in sorted(self.by_unit.items()) if t.pool == key)

@@ -1,0 +1,111 @@
+"""What `muxserve up` tells a person: one line per change, on standard error.
+
+Standard output holds one line only, `ready URL`, for scripts that wait for it.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TextIO
+
+from mux_core.reasons import ConditionType
+from mux_core.snapshot import Carrier, LlmObject
+from mux_core.specs import PoolKey
+from mux_core.status import Condition, LlmStatus, PoolStatus
+from mux_core.units import ModelName
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Prints a model's line when what it says changed; `clock` is monotonic."""
+
+    clock: Callable[[], float]
+    err: TextIO = field(default_factory=lambda: sys.stderr)
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    _started: float = field(init=False)
+    _last: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
+
+    def line(self, text: str) -> None:
+        """One line with the seconds since the start."""
+        print(f"[{self.clock() - self._started:6.1f} s] {text}", file=self.err, flush=True)
+
+    def lines(self, texts: Iterable[object]) -> None:
+        for text in texts:
+            self.line(str(text))
+
+    def ready(self, url: str) -> None:
+        print(f"ready {url}", file=self.out, flush=True)
+
+    def told(self, name: ModelName, before: LlmStatus | None, after: LlmStatus) -> None:
+        """A model's status, when its state or its reason is another than the last one told."""
+        ready = after.condition(ConditionType.READY)
+        if ready is None:
+            return
+        text = describe(name, after, ready)
+        if self._last.get(name) != text:
+            self._last[name] = text
+            self.line(text)
+
+    def told_pool(self, key: PoolKey, before: PoolStatus | None, after: PoolStatus) -> None:
+        """A pool's condition that fails."""
+        failing = next((c for c in after.conditions if c.type == ConditionType.READY
+                        and not c.holds), None)  # fmt: skip
+        told = failing is not None and failing.message
+        text = f"pool {key.name}: {failing.reason}: {failing.message}" if failing and told else ""
+        if text and self._last.get(f"pool/{key}") != text:
+            self.line(text)
+        self._last[f"pool/{key}"] = text
+
+    def forget(self, name: str) -> None:
+        """A model that is gone; it may come back and is then told anew."""
+        self._last.pop(name, None)
+
+
+def describe(name: str, status: LlmStatus, ready: Condition) -> str:
+    """`llama-tiny: Serving in default-r1-u0`, or the reason why not yet."""
+    if ready.holds:
+        return f"{name}: serving as {status.served_name!r} in {status.unit or 'no unit'}"
+    permanent = " (permanent)" if ready.permanent else ""
+    message = f": {ready.message}" if ready.message else ""
+    return f"{name}: {ready.reason}{permanent}{message}"
+
+
+def status_document(
+    url: str, llms: Sequence[LlmObject], units: Sequence[tuple[Carrier, int]]
+) -> dict[str, Any]:
+    """What `muxserve status` reads. `units` come with the pid of their supervisor."""
+    return {
+        "url": url,
+        "pid": os.getpid(),
+        "models": [_model(llm) for llm in llms],
+        "units": [_unit(carrier, pid) for carrier, pid in units if carrier.address is not None],
+    }
+
+
+def _unit(carrier: Carrier, pid: int) -> dict[str, Any]:
+    assert carrier.address is not None
+    at = carrier.address
+    return {"unit": carrier.unit, "incarnation": carrier.incarnation, "pid": pid,
+            "state": carrier.state, "url": f"http://{at.host}:{at.http}",
+            "metrics": f"http://{at.host}:{at.metrics}/metrics",
+            "control": f"{at.host}:{at.control}"}  # fmt: skip
+
+
+def _model(llm: LlmObject) -> dict[str, Any]:
+    ready = llm.status.condition(ConditionType.READY)
+    return {
+        "name": llm.name,
+        "served_name": llm.status.served_name,
+        "state": llm.status.state,
+        "unit": llm.status.unit,
+        "ready": ready is not None and ready.holds,
+        "reason": ready.reason if ready is not None else "",
+        "message": ready.message if ready is not None else "",
+        "placements": [asdict(p) for p in llm.status.placements],
+        "conditions": {c.type: {"status": c.status, "reason": c.reason, "message": c.message}
+                       for c in llm.status.conditions},
+    }  # fmt: skip
