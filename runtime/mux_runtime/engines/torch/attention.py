@@ -1,0 +1,117 @@
+"""Attention over gathered rows with torch's own kernels: right everywhere, fastest nowhere.
+
+A CUDA back-end would read the runs in place; it takes this module's place behind `StepAttention`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from mux_runtime.engines.torch.paging import PagedKv, Slots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One request's part of a step: `count` tokens from position `start`; KV by `table`."""
+
+    start: int
+    count: int
+    table: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decodes:
+    """Requests that run one token each, attended to together."""
+
+    tables: torch.Tensor
+    lengths: Sequence[int]
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prefill:
+    """One request that runs several tokens, `first` to `first + count - 1` of the step."""
+
+    tables: torch.Tensor
+    first: int
+    count: int
+    length: int
+    mask: torch.Tensor | None
+
+
+class StepAttention:
+    """Stores the step's K and V and attends, layer by layer. Made for one step."""
+
+    def __init__(self, kv: PagedKv, spans: Sequence[Span]) -> None:
+        """`spans` lie in the order of the step's tokens, all of one token first."""
+        self._kv = kv
+        self.positions = torch.cat([torch.arange(s.start, s.start + s.count) for s in spans])
+        slots = [kv.slots(span.table, span.start, span.count) for span in spans]
+        self._slots = Slots(
+            units=torch.cat([s.units for s in slots]), offsets=torch.cat([s.offsets for s in slots])
+        )
+        singles = [span for span in spans if span.count == 1]
+        self._singles = len(singles)
+        self._decodes = _decodes(kv, singles) if singles else None
+        self._prefills = list(_prefills(kv, spans, after=len(singles)))
+
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """`query` is `[token, head, head_dim]`, `key` and `value` per KV head; like `query`."""
+        self._kv.write(layer, self._slots, key, value)
+        tokens, heads, head_dim = query.shape
+        grouped = query.view(tokens, key.shape[1], heads // key.shape[1], head_dim)
+        parts = [self._prefill(layer, part, grouped) for part in self._prefills]
+        if self._decodes is not None:
+            parts.insert(0, self._decode(layer, self._decodes, grouped[: self._singles]))
+        return torch.cat(parts).view(tokens, heads, head_dim)
+
+    def _decode(self, layer: int, part: _Decodes, query: torch.Tensor) -> torch.Tensor:
+        key, value = self._kv.gather(layer, part.tables, part.lengths)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=part.mask)
+
+    def _prefill(self, layer: int, part: _Prefill, query: torch.Tensor) -> torch.Tensor:
+        """The query heads of a KV head form its batch; K and V are not repeated."""
+        own = query[part.first : part.first + part.count].permute(1, 2, 0, 3)
+        key, value = self._kv.gather(layer, part.tables, [part.length])
+        shape = (own.shape[0], own.shape[1], part.length, own.shape[3])
+        out = functional.scaled_dot_product_attention(
+            own, key[0].unsqueeze(1).expand(shape), value[0].unsqueeze(1).expand(shape),
+            attn_mask=part.mask, is_causal=part.mask is None,
+        )  # fmt: skip
+        return out.permute(2, 0, 1, 3)
+
+
+def _decodes(kv: PagedKv, spans: Sequence[Span]) -> _Decodes:
+    lengths = [span.start + 1 for span in spans]
+    rows = kv.geometry.rows_for(max(lengths))
+    # Short requests repeat their first row, whose copy `gather` clears.
+    tables = torch.stack([
+        torch.cat([span.table[:rows],
+                   span.table[:1].expand(max(0, rows - len(span.table)), -1, -1)])
+        for span in spans
+    ])  # fmt: skip
+    mask = None
+    if min(lengths) < max(lengths):
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths).view(-1, 1, 1, 1)
+    return _Decodes(tables=tables, lengths=lengths, mask=mask)
+
+
+def _prefills(kv: PagedKv, spans: Sequence[Span], *, after: int) -> Sequence[_Prefill]:
+    parts: list[_Prefill] = []
+    first = after
+    for span in spans[after:]:
+        length = span.start + span.count
+        mask = None
+        if span.start:
+            positions = torch.arange(span.start, length).unsqueeze(1)
+            mask = torch.arange(length) <= positions
+        tables = span.table[: kv.geometry.rows_for(length)].unsqueeze(0)
+        parts.append(
+            _Prefill(tables=tables, first=first, count=span.count, length=length, mask=mask)
+        )
+        first += span.count
+    return parts

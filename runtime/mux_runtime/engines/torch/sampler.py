@@ -1,0 +1,125 @@
+"""From scores to tokens. A draw depends on (seed, output index) and the scores alone.
+
+Order as in vLLM: penalties, forbidden ends, temperature, min_p, top_k, top_p; log probabilities
+are of the scores as the model gave them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from mux_core.engine import Sampling, TokenLogprob
+from mux_runtime.engines.host import RequestRefused
+
+GREEDY_BELOW: Final = 1e-5
+"""Temperatures that would only overflow."""
+MAX_LOGPROBS: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What one draw depends on besides the scores. `ends` may not be drawn yet."""
+
+    sampling: Sampling
+    prompt: Sequence[int]
+    output: Sequence[int]
+    ends: Sequence[int] = ()
+
+    @property
+    def plain(self) -> bool:
+        """The most likely token, whatever was said before."""
+        s = self.sampling
+        penalised = s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0
+        return s.temperature < GREEDY_BELOW and not penalised and not self.ends
+
+
+def check_sampling(sampling: Sampling, vocab: int) -> None:
+    """Raises RequestRefused for a value outside its limits."""
+    s = sampling
+    limits = (
+        ("max_tokens", s.max_tokens, s.max_tokens >= 1, "at least 1"),
+        ("temperature", s.temperature, 0 <= s.temperature <= 100, "0 to 100"),
+        ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0, at most 1"),
+        ("top_k", s.top_k, s.top_k >= -1, "at least 1; 0 or -1 for all"),
+        ("min_p", s.min_p, 0 <= s.min_p <= 1, "0 to 1"),
+        ("presence_penalty", s.presence_penalty, -2 <= s.presence_penalty <= 2, "-2 to 2"),
+        ("frequency_penalty", s.frequency_penalty, -2 <= s.frequency_penalty <= 2, "-2 to 2"),
+        ("repetition_penalty", s.repetition_penalty, 0 < s.repetition_penalty <= 100,
+         "above 0, at most 100"),
+        ("min_tokens", s.min_tokens, 0 <= s.min_tokens <= s.max_tokens,
+         f"0 to max_tokens ({s.max_tokens})"),
+        ("logprobs", s.logprobs, s.logprobs is None or 0 <= s.logprobs <= MAX_LOGPROBS,
+         f"0 to {MAX_LOGPROBS}"),
+        ("stop_token_ids", s.stop_token_ids, all(0 <= x < vocab for x in s.stop_token_ids),
+         f"ids of 0 to {vocab - 1}"),
+    )  # fmt: skip
+    for name, value, fits, limit in limits:
+        if not fits:
+            raise RequestRefused(f"sampling: {name} is {value}; use {limit}")
+
+
+def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+    """One token for each row of `logits` `[draw, vocab]`."""
+    likeliest = logits.argmax(dim=1).tolist()
+    return [
+        token if draw.plain else _sample_one(scores, draw)
+        for token, scores, draw in zip(likeliest, logits, draws, strict=True)
+    ]
+
+
+def logprobs(logits: torch.Tensor, token: int, alternatives: int) -> TokenLogprob:
+    """Log probability of `token` and of the most likely ones."""
+    scores = logits.log_softmax(dim=0)
+    values, tokens = scores.topk(alternatives)
+    top = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
+    return TokenLogprob(token=token, logprob=float(scores[token]), top=top)
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number of [0, 1) for the draw `index` of `seed`, the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
+
+
+def _sample_one(logits: torch.Tensor, draw: Draw) -> int:
+    s = draw.sampling
+    scores = _penalised(logits, draw)
+    if draw.ends:
+        scores[list(draw.ends)] = -torch.inf
+    if s.temperature < GREEDY_BELOW:
+        return int(scores.argmax())
+    # Double, so that the sum of many small probabilities does not depend on their order.
+    probabilities = (scores.double() / s.temperature).softmax(dim=0)
+    ordered, tokens = probabilities.sort(descending=True, stable=True)
+    cumulative = _kept(ordered, s).cumsum(dim=0)
+    point = uniform(s.seed, len(draw.output)) * float(cumulative[-1])
+    index = int(torch.searchsorted(cumulative, point, right=True))
+    return int(tokens[min(index, len(tokens) - 1)])
+
+
+def _penalised(logits: torch.Tensor, draw: Draw) -> torch.Tensor:
+    s = draw.sampling
+    scores = logits.clone()
+    if s.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*draw.prompt, *draw.output}), dtype=torch.int64)
+        old = scores[seen]
+        scores[seen] = torch.where(old > 0, old / s.repetition_penalty, old * s.repetition_penalty)
+    if (s.presence_penalty or s.frequency_penalty) and draw.output:
+        output = torch.tensor(draw.output, dtype=torch.int64)
+        counts = torch.bincount(output, minlength=len(scores)).to(scores.dtype)
+        scores -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
+    return scores
+
+
+def _kept(ordered: torch.Tensor, s: Sampling) -> torch.Tensor:
+    """Probabilities, most likely first, with those that may not be drawn at zero."""
+    kept = torch.where(ordered >= s.min_p * ordered[0], ordered, 0.0)
+    if s.top_k > 0:
+        kept[s.top_k :] = 0.0
+    if s.top_p < 1.0:
+        before = kept.cumsum(dim=0) - kept
+        kept = torch.where(before < s.top_p * float(kept.sum()), kept, 0.0)
+    return kept
