@@ -5,8 +5,8 @@ way (Stepping). It ends because it was told to (Stopped) or in any other way (Fa
 one starts again until its tries are spent. Nothing leads out of Stopped.
 
 A member is one LLM in a unit. It serves when both its hosts were ready once; a host that dies and
-comes back does not take it out of service, because its requests wait and then go on. Failed is
-left only by a new spec. Draining refuses new requests and lets running ones finish.
+comes back does not take it out of service, because its requests wait and then go on. A failed
+member is taken away like any other and, on a new spec, added as a new one. Draining refuses new requests and lets running ones finish.
 
 A request waits in its member's queue, is computed by the prefill host, travels with its rows to
 the decode host and leaves. At any moment it may be preempted or lose its host: then it waits
@@ -52,7 +52,6 @@ class MemberEvent(StrEnum):
     GAVE_UP = "gave up"
     DRAIN = "drain"
     DRAINED = "drained"
-    RESPECIFIED = "respecified"
 
 
 class RequestState(StrEnum):
@@ -100,7 +99,6 @@ MEMBER: Final[Mapping[tuple[MemberState, MemberEvent], MemberState]] = {
     (MemberState.SERVING, MemberEvent.DRAIN): MemberState.DRAINING,
     (MemberState.DRAINING, MemberEvent.DRAINED): MemberState.STOPPED,
     (MemberState.DRAINING, MemberEvent.GAVE_UP): MemberState.STOPPED,
-    (MemberState.FAILED, MemberEvent.RESPECIFIED): MemberState.STARTING,
     (MemberState.FAILED, MemberEvent.DRAIN): MemberState.DRAINING,
 }
 

@@ -1,0 +1,86 @@
+"""One engine host as the scheduler sees it: its life, its requests, the rows it owns."""
+
+from dataclasses import dataclass, field
+
+from mux_core.engine import Phase, Row, StepResult
+from mux_core.errors import InvariantError
+from mux_core.lifecycle import HOST, HostEvent, HostState, advance
+from mux_runtime.kvpool.allocator import Owner
+from mux_runtime.scheduler.links import Host
+from mux_runtime.scheduler.requests import Request
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class HostSlot:
+    """The place of one (member, phase), filled by one process after the other.
+
+    `newcomers` are residents that the process was not given yet. `rows` is the ledger: what the
+    host owned after its last answer. `aborts` wait for the host's next idle moment. `pace_ms` is a
+    running mean per step.
+    """
+
+    model: str
+    phase: Phase
+    percent: int
+    epoch: int = 0
+    state: HostState = HostState.STARTING
+    host: Host | None = None
+    restarts: int = 0
+    steps: int = 0
+    pace_ms: float = 0.0
+    starved_rows: int = 0
+    residents: dict[str, Request] = field(default_factory=dict)
+    newcomers: dict[str, Request] = field(default_factory=dict)
+    aborts: list[str] = field(default_factory=list)
+    rows: set[Row] = field(default_factory=set)
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.model, self.epoch)
+
+    @property
+    def pid(self) -> int:
+        return self.host.pid if self.host is not None else 0
+
+    @property
+    def is_idle(self) -> bool:
+        return self.state is HostState.READY and not self.aborts
+
+    def happen(self, event: HostEvent) -> None:
+        role = f"{self.phase} host of {self.model}"
+        self.state = advance(HOST, self.state, event, role=role)
+
+    def opened(self, host: Host) -> None:
+        self.host, self.steps, self.starved_rows = host, 0, 0
+        self.happen(HostEvent.OPENED)
+
+    def adopt(self, rows: tuple[Row, ...]) -> None:
+        self.rows.update(rows)
+
+    def give(self, rows: tuple[Row, ...]) -> None:
+        """Rows leave the host. InvariantError when it did not own one of them."""
+        if not self.rows.issuperset(rows) or len(set(rows)) != len(rows):
+            raise InvariantError(f"{self.phase} host of {self.model}: gave back rows it does not "
+                                 "own; it is restarted")  # fmt: skip
+        self.rows.difference_update(rows)
+
+    def settle(self, result: StepResult, lease: tuple[Row, ...]) -> None:
+        """The ledger after a step: + used - freed - handed off. InvariantError when broken."""
+        if result.step != self.steps or not 0 <= result.used <= len(lease):
+            raise InvariantError(f"{self.phase} host of {self.model}: answered step {result.step} "
+                                 f"using {result.used} rows, asked was step {self.steps} with "
+                                 f"{len(lease)}; it is restarted")  # fmt: skip
+        self.rows.update(lease[: result.used])
+        self.give(result.freed)
+        for handoff in result.handoffs.values():
+            self.give(handoff.rows)
+
+    def emptied(self) -> list[Request]:
+        """The host is gone: its requests, in order of arrival; nothing is left here."""
+        requests = sorted(self.residents.values(), key=lambda r: r.order)
+        self.residents.clear()
+        self.newcomers.clear()
+        self.aborts.clear()
+        self.rows.clear()
+        self.host, self.starved_rows = None, 0
+        return requests

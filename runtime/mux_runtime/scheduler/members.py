@@ -1,0 +1,189 @@
+"""One LLM of the unit: its queue, its two hosts, its counters, its aggregates for a round."""
+
+import asyncio
+from bisect import insort
+from dataclasses import dataclass, field
+
+from mux_core.adbs import Limits, MemberLoad
+from mux_core.engine import KVGeometry, Phase
+from mux_core.errors import InvariantError
+from mux_core.lifecycle import MEMBER, MemberEvent, MemberState, advance
+from mux_core.reasons import Reason
+from mux_core.unitspec import MemberSpec
+from mux_runtime.engines.host import EngineDescription
+from mux_runtime.kvpool.allocator import Allocator, Owner
+from mux_runtime.scheduler.hosts import HostSlot
+from mux_runtime.scheduler.requests import Request
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """Since this process started."""
+
+    arrivals: int = 0
+    finished: int = 0
+    rejected: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    preempted: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    ttft_s: float = 0.0
+    ttft_count: int = 0
+    tpot_s: float = 0.0
+    tpot_count: int = 0
+    grants: dict[Phase, int] = field(default_factory=lambda: dict.fromkeys(Phase, 0))
+
+    def count_finished(self, request: Request) -> None:
+        self.finished += 1
+        self.prompt_tokens += len(request.asked.prompt)
+        self.generated_tokens += len(request.emitted)
+        self.ttft_s += request.first_token - request.arrived
+        self.ttft_count += 1
+        if len(request.emitted) > 1:
+            span = request.last_token - request.first_token
+            self.tpot_s += span / (len(request.emitted) - 1)
+            self.tpot_count += 1
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Member:
+    """A member and all its requests. `crossing`: those whose rows wait for the decode host.
+
+    `held_since`: since when nothing of it ran for lack of KV. `lease_cap`: units it can get while
+    the free ones lie in pieces too small for it. `empty` is set while it has no request.
+    """
+
+    spec: MemberSpec
+    slots: dict[Phase, HostSlot]
+    card: EngineDescription | None = None
+    state: MemberState = MemberState.STARTING
+    reason: Reason = Reason.STARTING
+    message: str = ""
+    permanent: bool = False
+    floor: int = 0
+    limit: int = 0
+    quota: int = 0
+    queue: list[Request] = field(default_factory=list)
+    crossing: list[Request] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+    keepers: list[asyncio.Task[None]] = field(default_factory=list)
+    preempting: bool = False
+    held_since: float | None = None
+    lease_cap: int | None = None
+    empty: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def model(self) -> str:
+        return self.spec.model
+
+    @property
+    def description(self) -> EngineDescription:
+        """What its checkpoint needs; known before anything of it is queued."""
+        if self.card is None:
+            raise InvariantError(f"member {self.model}: used before a host described it")
+        return self.card
+
+    @property
+    def geometry(self) -> KVGeometry:
+        return self.description.geometry
+
+    @property
+    def prefill(self) -> HostSlot:
+        return self.slots[Phase.PREFILL]
+
+    @property
+    def decode(self) -> HostSlot:
+        return self.slots[Phase.DECODE]
+
+    @property
+    def between(self) -> Owner:
+        """Owner of rows on their way from one host to the other."""
+        return Owner(self.model, 0)
+
+    @property
+    def max_model_len(self) -> int:
+        asked = self.spec.max_model_len
+        own = self.description.max_model_len
+        return own if asked is None else min(asked, own)
+
+    @property
+    def running(self) -> int:
+        return len(self.prefill.residents) + len(self.crossing) + len(self.decode.residents)
+
+    def units_used(self, allocator: Allocator) -> int:
+        """Units its requests hold, leases in flight included."""
+        owners = {self.between, self.prefill.owner, self.decode.owner}
+        return sum(allocator.used(owner) for owner in owners)
+
+    @property
+    def requests(self) -> list[Request]:
+        return [*self.queue, *self.prefill.residents.values(), *self.crossing,
+                *self.decode.residents.values()]  # fmt: skip
+
+    def happen(self, event: MemberEvent) -> None:
+        self.state = advance(MEMBER, self.state, event, role=f"member {self.model}")
+
+    def enqueue(self, request: Request) -> None:
+        insort(self.queue, request, key=lambda r: r.order)
+
+    def batch(self, limits: Limits) -> tuple[list[Request], list[int]]:
+        """Requests of the next prefill step in order, and the rows each needs in it.
+
+        Those already on the host come first; then the queue, while tokens fit the budget. A
+        request longer than the budget goes over several steps.
+        """
+        chosen: list[Request] = []
+        rows: list[int] = []
+        budget = limits.prefill_tokens
+        seats = limits.max_seqs - self.running
+        residents = sorted(self.prefill.residents.values(), key=lambda r: r.order)
+        for request in residents + self.queue[: max(0, seats)]:
+            missing = request.length - request.computed
+            fresh = request.computed == 0 and request.rid not in self.prefill.residents
+            if budget <= 0 or (chosen and fresh and missing > budget):
+                break
+            now = min(missing, budget)
+            have = self.geometry.rows_for(request.computed)
+            chosen.append(request)
+            rows.append(self.geometry.rows_for(request.computed + now) - have)
+            budget -= now
+        return chosen, rows
+
+    def head_rows(self, chosen: list[Request], rows: list[int]) -> int:
+        """Rows without which the first of the batch is not worth starting."""
+        first = chosen[0]
+        if first.rid in self.prefill.residents:
+            return max(rows[0], self.prefill.starved_rows and 1)
+        return self.geometry.rows_for(first.length)
+
+    def growing_rows(self) -> int:
+        """Rows with which every decoding request can write its last token's K and V."""
+        block = self.geometry.block_tokens
+        decoding = [*self.decode.residents.values(), *self.crossing]
+        own = sum((request.length - 1) % block == 0 for request in decoding)
+        return min(len(decoding), max(own, self.decode.starved_rows))
+
+    def load(self, limits: Limits, used: int) -> MemberLoad:
+        """This member's part of the snapshot of a round; `used` in units."""
+        chosen, rows = self.batch(limits)
+        decoding = len(self.decode.residents) + len(self.crossing)
+        return MemberLoad(
+            model=self.model,
+            prefill_percent=self.spec.prefill_percent,
+            decode_percent=self.spec.decode_percent,
+            prefill_idle=self.prefill.is_idle,
+            decode_idle=self.decode.is_idle,
+            waiting=len(chosen),
+            waiting_tokens=sum(request.length - request.computed for request in chosen),
+            head_rows=self.head_rows(chosen, rows) if chosen else 0,
+            batch_rows=max(sum(rows), self.prefill.starved_rows) if chosen else 0,
+            decoding=decoding,
+            decode_rows=self.growing_rows(),
+            running=self.running,
+            row_units=self.geometry.row_units,
+            floor=self.floor,
+            quota=self.quota if self.lease_cap is None else min(self.quota, used + self.lease_cap),
+            used=used,
+            priority=self.spec.priority,
+        )
