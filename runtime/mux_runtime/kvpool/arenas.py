@@ -78,10 +78,11 @@ class WeightFile:
 
 
 class WeightBook:
-    """Weight arenas by name. A connection is a number; an arena it loads lives no longer than it
-    unless sealed."""
+    """Weight arenas by name, together within `limit` bytes. A connection is a number; an arena it
+    loads lives no longer than it unless sealed."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit: Final = limit
         self._files: dict[str, WeightFile] = {}
 
     def find(self, name: str, nbytes: int) -> WeightFile | None:
@@ -96,6 +97,13 @@ class WeightBook:
         """A new arena with all its pages, so that loading cannot run out of them."""
         if nbytes < 1:
             raise SpecError(f"weights {name}: {nbytes} bytes; weights have at least one")
+        held = sum(file.nbytes for file in self._files.values())
+        if held + nbytes > self._limit:
+            raise CapacityError(
+                f"weights {name}: {format_bytes(nbytes)} beside {format_bytes(held)} of other "
+                f"weights, the unit has {format_bytes(self._limit)}; drop a model, or give the "
+                "unit more memory", reason=EXHAUSTED,
+            )  # fmt: skip
         fd, _ = new_file(nbytes)
         try:
             os.posix_fallocate(fd, 0, nbytes)

@@ -1,7 +1,8 @@
 """`python -m mux_runtime pool`: the process that holds a unit's KV and weight arenas.
 
-It computes nothing and touches no page, so that it stays small and outlives every engine. One
-thread, one message in flight per connection:
+KV and weights are charged to one account, the arena's bytes: all weights together never take more
+than those. The owner computes nothing and touches no page, so that it stays small and outlives
+every engine. One thread, one message in flight per connection:
 
     kv                        -> bytes                      + descriptor to read and write
     attach name bytes         -> role loader|reader, digest + descriptor to write | read-only
@@ -59,7 +60,7 @@ class PoolOwner:
     def __init__(self, listener: socket.socket, kv: KvArena) -> None:
         self._listener = listener
         self._kv = kv
-        self._weights = WeightBook()
+        self._weights = WeightBook(limit=kv.nbytes)
         self._clients: dict[int, _Client] = {}
         self._ids = itertools.count(1)
         self._waiting: list[_Waiting] = []
