@@ -30,6 +30,12 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
     "up": Subcommand(
         module="mux_cli.up", summary="serve manifests on this machine, behind one OpenAI endpoint"
     ),
+    "plan": Subcommand(
+        module="mux_cli.plan", summary="which LLMs share which GPUs, before you buy them"
+    ),
+    "workload": Subcommand(
+        module="mux_cli.workload", summary="make a workload file for `muxserve plan`"
+    ),
     "status": Subcommand(
         module="mux_cli.status", summary="what a running `muxserve up` serves, and why not"
     ),

@@ -39,7 +39,7 @@ def _gpu(name: str, gib: int, tflops: float, gb_s: float, link_gb_s: float, sms:
 GPU_TYPES: Mapping[str, GpuType] = MappingProxyType({
     gpu.name: gpu
     for gpu in (
-        # NVIDIA A100 data sheet (SXM4): 312 TFLOPS, 1,555 and 2,039 GB/s, NVLink 600 GB/s both ways.
+        # NVIDIA A100 data sheet (SXM4): 312 TFLOPS, 1,555 and 2,039 GB/s, NVLink 600 GB/s.
         _gpu("a100-40gb", 40, 312, 1555, 300, 108),
         _gpu("a100-80gb", 80, 312, 2039, 300, 108),
         # NVIDIA H100 and H200 data sheets (SXM5): 989 TFLOPS, 3.35 and 4.8 TB/s, NVLink 900 GB/s.

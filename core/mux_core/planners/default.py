@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 from mux_core.estimator.reference import ReferenceUnits
-from mux_core.estimator.unit import Ask, GroupKind, UnitEstimator
-from mux_core.planners.assembly import Draft, kind_of, place_drafts
+from mux_core.estimator.unit import Ask, UnitEstimator
+from mux_core.planners.assembly import Draft, place_drafts
 from mux_core.planners.capacity import Capacity, capacity_of
 from mux_core.planners.forecast import predict
 from mux_core.planners.moves import steps_between
@@ -22,9 +22,8 @@ from mux_core.planners.search import (
     Inserter,
     Packing,
     PackingSearch,
-    empty_packing,
 )
-from mux_core.planning import Plan, PlacementProblem, PlanReason, Unplaced
+from mux_core.planning import PlacementProblem, Plan, PlanReason
 
 SEED = 20_240_402
 FLOOR_PARTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)

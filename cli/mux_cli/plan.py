@@ -1,0 +1,191 @@
+"""`muxserve plan`: which LLMs share which GPUs, before anyone buys one."""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from mux_cli.plan_document import plan_document, read_placement
+from mux_cli.plan_manifests import read_manifests
+from mux_cli.plan_table import print_plan
+from mux_cli.workload_file import Workload, read_workload
+from mux_core.errors import SpecError
+from mux_core.placement import Placement
+from mux_core.planners.strategies import ESTIMATORS, STRATEGIES, make_estimator, make_planner
+from mux_core.planning import Objective, PlacementProblem, Plan, Planner, PlanningPolicy
+
+QUIET_S = 2.0
+"""A search longer than this says how far it is."""
+
+EXAMPLES = """examples:
+  muxserve workload --power-law 0.9 --scale 1 --out w.json
+  muxserve plan --workload w.json                          the fewest GPUs that meet all demand
+  muxserve plan --workload w.json --gpus 16 --frontier     too few GPUs: goodput against fairness
+  muxserve plan --workload w.json --strategy muxserve-released --switch full_cap_zero=off
+  muxserve plan --workload w.json --current old.json -o json    few moves from what runs
+  muxserve plan -f pool.yaml -f models/                    from the manifests of a cluster
+
+Estimator `default` charges interference, queueing, SLOs and headroom; `muxserve` uses MuxServe's
+own cost rules, so that plans compare on MuxServe's own numbers. docs/planning.md explains both.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `muxserve plan`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workload", type=Path, metavar="FILE",
+                        help="workload file, JSON or YAML (see muxserve workload)")  # fmt: skip
+    source.add_argument("-f", "--filename", type=Path, action="append", metavar="PATH",
+                        help="manifests: GPUPool and LLMDeployments; a file or folder, repeatable"
+                        )  # fmt: skip
+    parser.add_argument("--strategy", choices=STRATEGIES, default="default")
+    parser.add_argument("--estimator", choices=ESTIMATORS,
+                        help="default for strategy default, muxserve for the others")  # fmt: skip
+    parser.add_argument("--switch", action="append", default=[], metavar="NAME=on|off",
+                        help="one behaviour of the released planner; repeatable")  # fmt: skip
+    parser.add_argument("--objective", choices=[str(o) for o in Objective], default="gpus",
+                        help="gpus: fewest GPUs; attainment: best SLO attainment on the GPUs")  # fmt: skip
+    parser.add_argument("--gpus", type=int, metavar="N", help="use at most N GPUs")
+    parser.add_argument("--headroom", type=float, default=0.9,
+                        help="highest utilisation of a member, estimator default (0.9)")  # fmt: skip
+    parser.add_argument("--deadline", type=float, metavar="S",
+                        help="stop the search after S seconds and take the best so far")  # fmt: skip
+    parser.add_argument("--current", type=Path, metavar="PLAN.json",
+                        help="what runs now; the plan then prefers few moves")  # fmt: skip
+    parser.add_argument("--frontier", action="store_true",
+                        help="also show goodput against the worst ratio")  # fmt: skip
+    parser.add_argument("--no-bound", action="store_true", help="do not compute the bound")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="write pictures of the plan")
+    parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plans and prints."""
+    _check(args)
+    workload = read_workload(args.workload) if args.workload else read_manifests(args.filename)
+    problem = _problem(args, workload)
+    estimator = args.estimator or ("default" if args.strategy == "default" else "muxserve")
+    planner = make_planner(
+        args.strategy,
+        estimator=make_estimator(estimator, headroom=args.headroom),
+        switches=_switches(args.switch),
+    )
+    started = time.monotonic()
+    plan, stopped = search(planner, problem, deadline=args.deadline)
+    seconds = time.monotonic() - started
+    if not args.no_bound:
+        plan = _bounded(plan, problem, estimator, args.headroom)
+    document = plan_document(
+        plan, problem, estimator=estimator, seconds=seconds, deadline_hit=stopped
+    )
+    if args.frontier:
+        document["frontier"] = _frontier(planner, problem)
+    if args.plot:
+        from mux_cli.plan_plot import plot_plan
+
+        plot_plan(document, args.plot)
+    _print(document, args.output)
+    return 0
+
+
+def search(
+    planner: Planner, problem: PlacementProblem, *, deadline: float | None
+) -> tuple[Plan, bool]:
+    """(best plan, was it stopped): by the deadline or Ctrl-C, which keeps the best so far."""
+    started = time.monotonic()
+    best: Plan | None = None
+    progress = Console(stderr=True)
+    shown = QUIET_S
+    try:
+        for best in planner.search(problem):
+            spent = time.monotonic() - started
+            if spent > shown:
+                shown = spent + QUIET_S
+                found = best.prediction
+                progress.print(f"{spent:.0f} s: {found.gpus_used} GPUs, {found.goodput:.2f} "
+                               "requests/s; Ctrl-C takes this", highlight=False)  # fmt: skip
+            if deadline is not None and spent > deadline:
+                return best, True
+    except KeyboardInterrupt:
+        if best is None:
+            raise
+        progress.print("interrupted: the best plan so far")
+        return best, True
+    assert best is not None
+    return best, False
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.gpus is not None and args.gpus < 1:
+        raise SpecError(f"--gpus {args.gpus}: at least 1")
+    if not 0 < args.headroom <= 1:
+        raise SpecError(f"--headroom {args.headroom:g}: above 0, at most 1")
+    if args.deadline is not None and not args.deadline > 0:
+        raise SpecError(f"--deadline {args.deadline:g}: seconds above 0")
+
+
+def _problem(args: argparse.Namespace, workload: Workload) -> PlacementProblem:
+    policy = PlanningPolicy(
+        objective=Objective(args.objective),
+        headroom=args.headroom,
+        max_tensor_members=workload.max_tensor_members,
+        gpu_limit=args.gpus,
+    )
+    return PlacementProblem(
+        now=0.0,
+        nodes=workload.nodes,
+        llms=workload.llms,
+        policy=policy,
+        current=read_placement(args.current) if args.current else Placement(),
+    )
+
+
+def _switches(words: list[str]) -> dict[str, bool]:
+    switches: dict[str, bool] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or value not in ("on", "off"):
+            raise SpecError(f"--switch {word}: write NAME=on or NAME=off")
+        switches[name] = value == "on"
+    return switches
+
+
+def _bounded(plan: Plan, problem: PlacementProblem, estimator: str, headroom: float) -> Plan:
+    from mux_core.planners.bound import bound_of
+
+    bound = bound_of(plan, problem, make_estimator(estimator, headroom=headroom))
+    return plan if bound is None else replace(plan, bound=bound)
+
+
+def _frontier(planner: Planner, problem: PlacementProblem) -> list[dict[str, Any]]:
+    from mux_core.planners.default import DefaultPlanner
+
+    if not isinstance(planner, DefaultPlanner):
+        raise SpecError("--frontier: only strategy default trades goodput against the worst ratio")
+    return [
+        {"floor": floor, "goodput": found.goodput, "worst_ratio": found.worst_ratio,
+         "gpus_used": found.gpus_used}
+        for floor, found in planner.frontier(problem)
+    ]  # fmt: skip
+
+
+def _print(document: dict[str, Any], output: str) -> None:
+    if output == "json":
+        json.dump(document, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    elif output == "yaml":
+        yaml.safe_dump(document, sys.stdout, sort_keys=False)
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        print_plan(document, console)
+        for point in document.get("frontier", []):
+            console.print(f"floor {point['floor']:.2f}: goodput {point['goodput']:.2f}, worst "
+                          f"ratio {point['worst_ratio']:.3f}, {point['gpus_used']} GPUs")  # fmt: skip

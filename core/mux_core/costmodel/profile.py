@@ -1,0 +1,114 @@
+"""Step times of one LLM on one GPU type, whatever they come from.
+
+Three sources behind one type: shipped measurements, tables written by `muxserve profile`, and the
+analytic roofline. All are tables on a grid, read by interpolation over batch, length and SM share.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from mux_core.costmodel.roofline import roofline_table
+from mux_core.costmodel.smoothing import smooth
+from mux_core.costmodel.table import StepTable, shipped_tables
+from mux_core.errors import SpecError
+from mux_core.llm import Llm
+
+SMALL_SHARE_EXPONENT = 0.8
+"""Below the smallest measured share a step is taken to slow by (share ratio)^-0.8; unmeasured."""
+_Grid = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(slots=True)
+class Profile:
+    """Prefill and decode seconds by tokens, batch, SM share and degree. Remembers what it read."""
+
+    table: StepTable
+    _decode: dict[tuple[int, int, float], _Grid] = field(default_factory=dict)
+    _prefill: dict[tuple[int, int, float], _Grid] = field(default_factory=dict)
+    _percents: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def decode_s(self, *, tensor: int, percent: int, batch: float, context: float) -> float:
+        """Seconds of one decode step."""
+        low, high, part, slower = self._between(tensor, percent)
+        below = _interpolate(self._decode_grid(tensor, low, context), batch)
+        above = below if high == low else _interpolate(
+            self._decode_grid(tensor, high, context), batch)  # fmt: skip
+        return (below + part * (above - below)) * slower
+
+    def prefill_s(self, *, tensor: int, percent: int, batch: float, tokens: float) -> float:
+        """Seconds to prefill `batch` prompts."""
+        low, high, part, slower = self._between(tensor, percent)
+        below = _interpolate(self._prefill_grid(tensor, low, tokens), batch)
+        above = below if high == low else _interpolate(
+            self._prefill_grid(tensor, high, tokens), batch)  # fmt: skip
+        return (below + part * (above - below)) * slower
+
+    def largest_batch(self, tensor: int) -> int:
+        return max(row.batch for row in self.table.rows(tensor, 100) if row.decode_s is not None)
+
+    def _between(self, tensor: int, percent: int) -> tuple[int, int, float, float]:
+        """(lower share, upper share, part of the way, slowdown below the smallest share)."""
+        if tensor not in self._percents:
+            self._percents[tensor] = self.table.percents(tensor)
+        shares = self._percents[tensor]
+        if percent <= shares[0]:
+            return shares[0], shares[0], 0.0, (shares[0] / percent) ** SMALL_SHARE_EXPONENT
+        at = min(bisect_left(shares, percent), len(shares) - 1)
+        low, high = shares[at - 1], shares[at]
+        return low, high, min(1.0, (percent - low) / (high - low)), 1.0
+
+    def _decode_grid(self, tensor: int, percent: int, context: float) -> _Grid:
+        key = (tensor, percent, context)
+        if key not in self._decode:
+            self._decode[key] = self._grid(tensor, percent, context, decode=True)
+        return self._decode[key]
+
+    def _prefill_grid(self, tensor: int, percent: int, tokens: float) -> _Grid:
+        key = (tensor, percent, tokens)
+        if key not in self._prefill:
+            self._prefill[key] = self._grid(tensor, percent, tokens, decode=False)
+        return self._prefill[key]
+
+    def _grid(self, tensor: int, percent: int, tokens: float, *, decode: bool) -> _Grid:
+        """(batches, seconds) at one length; rising in the batch, as time must."""
+        by_batch: dict[int, list[tuple[float, float]]] = {}
+        for row in self.table.rows(tensor, percent):
+            value = row.decode_s if decode else row.prefill_s
+            if value is not None:
+                by_batch.setdefault(row.batch, []).append((row.tokens, value))
+        batches, values = [], []
+        highest = 0.0
+        for batch, points in sorted(by_batch.items()):
+            points.sort()
+            # Prefills of many long prompts were not measured; extrapolate from what was.
+            if not decode and len(points) < 2:
+                continue
+            lengths = tuple(float(length) for length, _ in points)
+            seconds = tuple(value for _, value in points)
+            highest = max(highest, _interpolate((lengths, seconds), tokens))
+            batches.append(float(batch))
+            values.append(highest)
+        return tuple(batches), tuple(values)
+
+
+def _interpolate(grid: _Grid, at: float) -> float:
+    """Linear between grid points and beyond the last; constant below the first."""
+    points, values = grid
+    if at <= points[0] or len(points) == 1:
+        return values[0]
+    index = min(bisect_left(points, at), len(points) - 1)
+    low, high = points[index - 1], points[index]
+    slope = (values[index] - values[index - 1]) / (high - low)
+    return values[index - 1] + slope * (at - low)
+
+
+def profile_of(llm: Llm, gpu: str) -> Profile:
+    """The profile of an LLM: its measured table where it names one, else the roofline."""
+    if llm.profile is not None:
+        table = shipped_tables().get(llm.profile)
+        if table is None:
+            raise SpecError(f"LLM {llm.name}: profile {llm.profile} unknown; one of "
+                            f"{', '.join(shipped_tables())}")  # fmt: skip
+        return Profile(smooth(table))
+    assert llm.geometry is not None
+    return Profile(roofline_table(llm.geometry, gpu))

@@ -1,0 +1,329 @@
+"""Estimator `default`: rates, latencies and KV of a unit with interference and queueing.
+
+Little's law ties the batch of each member to its rate: b = r * output tokens * step time, and the
+step time grows with b, with the prefills of the unit and with the memory bus that all decodes share.
+The fixed point is found from below, so it is the least one, where the unit settles. Prefills queue
+for the unit (M/G/1). A unit carries its members when each stays at or below `headroom` of every
+resource and meets its service level.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from math import erf, exp, log, sqrt
+
+from mux_core.costmodel.hardware import gpu_type
+from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
+from mux_core.costmodel.profile import Profile, profile_of
+from mux_core.estimator.muxserve import reference_model
+from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitOutcome
+from mux_core.llm import Llm
+from mux_core.placement import Share
+from mux_core.planning import PlanReason
+from mux_core.units import GIB, Bytes, Percent
+
+RESERVE_BYTES = 2 * GIB
+"""Per member and GPU: CUDA contexts of its two hosts, graphs and activations; to be measured."""
+USABLE_FRACTION = 0.95
+FLOOR_TOKENS = 2048
+"""KV a member always has: one sequence of this length, or its longest."""
+ROUNDS = 40
+P99 = 2.33
+LEAST_PERCENT = 10
+
+
+@dataclass(slots=True)
+class _State:
+    """One member while the fixed point is sought."""
+
+    ask: Ask
+    profile: Profile
+    percent: int
+    prefill_s: float
+    sequence_bytes: float
+    weight_bytes: float
+    largest: int
+    context: float
+    overhead_s: float
+    batch: float = 0.0
+    step_s: float = 0.0
+    alone_s: float = 0.0
+
+
+@dataclass(slots=True)
+class QueueingUnits:
+    """UnitEstimator with interference, queueing, service levels and headroom."""
+
+    headroom: float = 0.9
+    step: int = 10
+    interference: Interference = DEFAULT_INTERFERENCE
+    name: str = "default"
+    _profiles: dict[tuple[Hashable, str], Profile] = field(default_factory=dict)
+
+    def sizes(self, llm: Llm, kinds: Sequence[GroupKind]) -> tuple[GroupKind, ...]:
+        """Degrees the profile knows and the weights fit, smallest first."""
+        found = [
+            kind
+            for kind in kinds
+            if kind.gpus in self._profile(llm, kind.gpu).table.tensors
+            and (not llm.allowed_tensor or kind.gpus in llm.allowed_tensor)
+            and self.footprint(llm, kind) < 1
+        ]
+        return tuple(sorted(found))
+
+    def cost_key(self, llm: Llm) -> Hashable:
+        demand, sharing = llm.demand, llm.sharing
+        return (
+            llm.profile or llm.geometry, llm.weight_bytes, llm.slo, demand.prompt_tokens,
+            demand.output_tokens, demand.burstiness, sharing.min_percent, sharing.max_percent,
+            sharing.kv_request,
+        )  # fmt: skip
+
+    def footprint(self, llm: Llm, kind: GroupKind) -> float:
+        return self._held_bytes(llm, kind) / self._room_bytes(kind)
+
+    def outcome(self, kind: GroupKind, asks: Sequence[Ask]) -> UnitOutcome:
+        """Prediction with the shares asked for, or with the first division that suffices."""
+        if all(ask.share is not None for ask in asks):
+            return self._judge(kind, [self._state(kind, ask, ask.share.decode)
+                                      for ask in asks if ask.share is not None])  # fmt: skip
+        best: UnitOutcome | None = None
+        for percents in self._divisions(kind, asks):
+            states = [
+                self._state(kind, ask, percent) for ask, percent in zip(asks, percents, strict=True)
+            ]
+            found = self._judge(kind, states)
+            if found.fits:
+                return found
+            if best is None or _served(found) > _served(best):
+                best = found
+        assert best is not None
+        return best
+
+    def _divisions(self, kind: GroupKind, asks: Sequence[Ask]) -> list[list[int]]:
+        """Decode shares to try: by decode work, then equal ones; each within the LLM's bounds."""
+        if len(asks) == 1:
+            return [[asks[0].llm.sharing.max_percent]]
+        work = []
+        for ask in asks:
+            state = self._state(kind, ask, 100)
+            step = self._decode(kind, state, 1.0)
+            work.append(ask.rate * ask.llm.demand.output_tokens * step)
+        by_work = self._divide(asks, work)
+        equal = self._divide(asks, [1.0] * len(asks))
+        return [by_work] if by_work == equal else [by_work, equal]
+
+    def _divide(self, asks: Sequence[Ask], weights: Sequence[float]) -> list[int]:
+        """100 % in whole steps, in proportion to `weights` above each floor."""
+        floors = [max(LEAST_PERCENT, ask.llm.sharing.min_percent or 0) for ask in asks]
+        spare = max(0, 100 - sum(floors))
+        total = sum(weights) or 1.0
+        parts = []
+        for ask, floor, weight in zip(asks, floors, weights, strict=True):
+            extra = int(spare * weight / total) // self.step * self.step
+            parts.append(min(ask.llm.sharing.max_percent, floor + extra))
+        left = 100 - sum(parts)
+        order = sorted(range(len(parts)), key=lambda i: (-weights[i], i))
+        for index in order:
+            more = min(left, asks[index].llm.sharing.max_percent - parts[index])
+            if more > 0:
+                parts[index] += more
+                left -= more
+        return parts
+
+    def _state(self, kind: GroupKind, ask: Ask, percent: int) -> _State:
+        llm, demand = ask.llm, ask.llm.demand
+        profile = self._profile(llm, kind.gpu)
+        few = 4.0
+        prefill = profile.prefill_s(
+            tensor=kind.gpus, percent=100, batch=few, tokens=demand.prompt_tokens
+        )
+        return _State(
+            ask=ask,
+            profile=profile,
+            percent=percent,
+            prefill_s=prefill / few,
+            sequence_bytes=_kv_per_token(llm) * (demand.prompt_tokens + demand.output_tokens),
+            weight_bytes=llm.weight_bytes,
+            largest=profile.largest_batch(kind.gpus),
+            context=demand.prompt_tokens + demand.output_tokens / 2,
+            overhead_s=reference_model(llm.profile).overhead_s if llm.profile else 5e-5,
+        )
+
+    def _decode(self, kind: GroupKind, state: _State, batch: float) -> float:
+        step = state.profile.decode_s(
+            tensor=kind.gpus, percent=state.percent, batch=max(1.0, batch), context=state.context
+        )
+        return step + batch * state.overhead_s
+
+    def _judge(self, kind: GroupKind, states: list[_State]) -> UnitOutcome:
+        """Settles the batches, then asks every limit in turn; the first that fails is the reason."""
+        prefill_busy = self._settle(kind, states)
+        room = self._room_bytes(kind) - sum(self._held_bytes(s.ask.llm, kind) for s in states)
+        need = sum(state.batch * state.sequence_bytes for state in states)
+        kv_use = need / room if room > 0 else float("inf")
+        members = tuple(
+            self._member(kind, states, state, prefill_busy, kv_use, room) for state in states
+        )
+        return self._verdict(kind, states, members, room)
+
+    def _settle(self, kind: GroupKind, states: list[_State]) -> float:
+        """Batches and step times at the fixed point; the share of time that prefills run."""
+        busy_decodes = len(states) > 1
+        slower = 1 + self.interference.prefill_by_decode * busy_decodes
+        prefill_busy = sum(s.ask.rate * s.prefill_s for s in states) * slower
+        by_prefill = 1 + self.interference.decode_by_prefill * min(1.0, prefill_busy)
+        for _ in range(ROUNDS):
+            for state in states:
+                state.alone_s = self._decode(kind, state, state.batch)
+            stretch = self.interference.bus_stretch(self._bus(kind, states))
+            moved = False
+            for state in states:
+                state.step_s = state.alone_s * by_prefill * (stretch if len(states) > 1 else 1.0)
+                batch = state.ask.rate * state.ask.llm.demand.output_tokens * state.step_s
+                moved |= batch > state.batch * 1.001 + 1e-3
+                state.batch = batch
+            if not moved or any(state.batch > 2 * state.largest for state in states):
+                break
+        return prefill_busy
+
+    def _bus(self, kind: GroupKind, states: list[_State]) -> float:
+        """Bandwidth all decodes ask for together, in parts of the data sheet's."""
+        bandwidth = gpu_type(kind.gpu).bandwidth
+        asked = 0.0
+        for state in states:
+            kv = state.batch * state.context * _kv_per_token(state.ask.llm)
+            per_step = (state.weight_bytes + kv) / kind.gpus
+            asked += (1 - exp(-state.batch)) * per_step / (state.alone_s * bandwidth)
+        return asked
+
+    def _member(
+        self,
+        kind: GroupKind,
+        states: list[_State],
+        state: _State,
+        prefill_busy: float,
+        kv_use: float,
+        room: float,
+    ) -> MemberOutcome:
+        first_step = self._decode(kind, state, 1.0)
+        decode_use = max(0.0, 1 - first_step / state.step_s) if state.step_s else 0.0
+        use = max(kv_use, prefill_busy, state.batch / state.largest, decode_use)
+        wait = _mean_wait(states, prefill_busy)
+        spread = self._decode(kind, state, state.batch + P99 * sqrt(state.batch))
+        tpot_p99 = state.step_s / state.alone_s * spread
+        outcome = MemberOutcome(
+            served=state.ask.rate * min(1.0, 1.0 / max(use, 1e-9)),
+            share=state.ask.share or Share(prefill=Percent(100), decode=Percent(state.percent)),
+            kv=self._kv_part(states, state, room, kind),
+            utilisation=use,
+            ttft_mean_s=wait + state.prefill_s,
+            ttft_p99_s=_wait_p99(wait, prefill_busy) + state.prefill_s,
+            tpot_mean_s=state.step_s,
+            tpot_p99_s=tpot_p99,
+        )
+        return replace(outcome, attainment=_attainment(state, outcome, wait, prefill_busy))
+
+    def _kv_part(self, states: list[_State], state: _State, room: float, kind: GroupKind) -> Bytes:
+        """The floor, and of the rest a part in proportion to need."""
+        needs = [max(s.batch, 0.01) * s.sequence_bytes for s in states]
+        mine = max(state.batch, 0.01) * state.sequence_bytes
+        return Bytes(int(_kv_floor(state.ask.llm) + max(0.0, room) * mine / sum(needs)))
+
+    def _verdict(
+        self,
+        kind: GroupKind,
+        states: list[_State],
+        members: tuple[MemberOutcome, ...],
+        room: float,
+    ) -> UnitOutcome:
+        if room <= 0:
+            return UnitOutcome(members=members, refused=PlanReason.DOES_NOT_FIT,
+                               message="weights and KV floors exceed the group's memory")  # fmt: skip
+        if sum(state.percent for state in states) > 100:
+            return UnitOutcome(members=members, refused=PlanReason.SHARING_NOT_BENEFICIAL,
+                               message="the floors of the decode shares exceed 100%")  # fmt: skip
+        conflicted = len(states) > 1 and self._bus(kind, states) > self.interference.slack
+        for state, member in zip(states, members, strict=True):
+            name, slo = state.ask.llm.name, state.ask.llm.slo
+            reason = (
+                PlanReason.BANDWIDTH_CONFLICT if conflicted else PlanReason.SHARING_NOT_BENEFICIAL
+            )
+            if member.utilisation > self.headroom:
+                return UnitOutcome(members=members, refused=reason, message=f"{name} would run at "
+                                   f"{member.utilisation:.0%}, headroom is {self.headroom:.0%}")  # fmt: skip
+            if slo and member.attainment is not None and member.attainment < slo.objective:
+                return UnitOutcome(members=members, refused=reason, message=f"{name} would meet "
+                                   f"its SLO for {member.attainment:.1%} of requests, objective "
+                                   f"{slo.objective:.1%}")  # fmt: skip
+        return UnitOutcome(members=members)
+
+    def _room_bytes(self, kind: GroupKind) -> float:
+        fraction = 1.0 if kind.gpu == "cpu" else USABLE_FRACTION
+        return fraction * kind.gpus * kind.memory
+
+    def _held_bytes(self, llm: Llm, kind: GroupKind) -> float:
+        reserve = 0 if kind.gpu == "cpu" else RESERVE_BYTES * kind.gpus
+        return llm.weight_bytes + reserve + _kv_floor(llm)
+
+    def _profile(self, llm: Llm, gpu: str) -> Profile:
+        key = (llm.profile or llm.geometry, "" if llm.profile else gpu)
+        if key not in self._profiles:
+            self._profiles[key] = profile_of(llm, gpu)
+        return self._profiles[key]
+
+
+def _kv_per_token(llm: Llm) -> float:
+    if llm.geometry is not None:
+        return llm.geometry.kv_bytes_per_token
+    return reference_model(llm.profile or "").kv_gb_per_token * GIB
+
+
+def _kv_floor(llm: Llm) -> float:
+    longest = llm.geometry.max_model_len if llm.geometry else FLOOR_TOKENS
+    return max(float(llm.sharing.kv_request), min(FLOOR_TOKENS, longest) * _kv_per_token(llm))
+
+
+def _served(outcome: UnitOutcome) -> float:
+    return sum(member.served for member in outcome.members)
+
+
+def _mean_wait(states: Sequence[_State], busy: float) -> float:
+    """Mean wait for the unit's prefills: Allen-Cunneen's M/G/1 with the arrivals' burstiness."""
+    rate = sum(state.ask.rate for state in states)
+    if rate <= 0:
+        return 0.0
+    if busy >= 1:
+        return float("inf")
+    mean = sum(s.ask.rate * s.prefill_s for s in states) / rate
+    square = sum(s.ask.rate * s.prefill_s**2 for s in states) / rate
+    burst = sum(s.ask.rate * s.ask.llm.demand.burstiness for s in states) / rate
+    # Prompt lengths vary about as much as their mean (ShareGPT), hence one more mean squared.
+    variation = (square + mean * mean) / (mean * mean) if mean > 0 else 1.0
+    return busy * mean / (1 - busy) * (burst + variation - 1) / 2
+
+
+def _wait_p99(wait: float, busy: float) -> float:
+    """99th percentile of an exponential tail with mass `busy` and mean `wait`."""
+    if wait <= 0 or busy <= 0.01:
+        return 0.0
+    return wait / busy * log(100 * busy)
+
+
+def _attainment(state: _State, outcome: MemberOutcome, wait: float, busy: float) -> float | None:
+    """Share of requests that meet TTFT and TPOT; waiting and batch size taken as independent."""
+    slo = state.ask.llm.slo
+    if slo is None:
+        return None
+    if outcome.utilisation >= 1:
+        return 0.0
+    met = 1.0
+    if slo.ttft_s is not None:
+        spare = slo.ttft_s - state.prefill_s
+        if spare < 0:
+            return 0.0
+        met *= 1.0 if wait <= 0 else 1 - busy * exp(-spare * busy / wait)
+    if slo.tpot_s is not None:
+        mean, p99 = outcome.tpot_mean_s or 0.0, outcome.tpot_p99_s or 0.0
+        deviation = max((p99 - mean) / P99, 1e-3 * mean)
+        met *= 0.5 * (1 + erf((slo.tpot_s - mean) / deviation / sqrt(2)))
+    return met
