@@ -89,11 +89,6 @@ def environment(kubeconfig: Path) -> dict[str, str]:
         name: str(kubeconfig.parent / "helm" / name)
         for name in ("HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME")
     }
-    own = {
-        "KUBECONFIG": str(kubeconfig),
-        "KUBECACHEDIR": str(kubeconfig.parent / "kubectl-cache"),
-        # A proxy of the machine has no business with addresses on loopback.
-        "NO_PROXY": "*",
-        "no_proxy": "*",
-    }
+    kubectl_cache = str(kubeconfig.parent / "kubectl-cache")
+    own = {"KUBECONFIG": str(kubeconfig), "KUBECACHEDIR": kubectl_cache}
     return dict(os.environ) | caches | own

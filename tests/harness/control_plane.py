@@ -7,7 +7,7 @@ started again on its own; the data folder carries the state over.
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import audit, credentials, namespace, tools
@@ -86,9 +86,7 @@ class ControlPlane:
 
     def _component(self, name: str, flags: Sequence[str]) -> Component:
         argv = [str(tools.require(name)), *flags]
-        # A proxy of the machine has no business between parts on loopback.
-        environment: Mapping[str, str] = {"NO_PROXY": "*", "no_proxy": "*"}
-        return Component(name, argv, self.folder / f"{name}.log", environment=environment)
+        return Component(name, argv, self.folder / f"{name}.log")
 
     def _write_inputs(self) -> None:
         credentials.write_signing_key(self.folder / "accounts.key")
@@ -134,11 +132,8 @@ class ControlPlane:
         context = ssl.create_default_context(cafile=self.certificate)
         headers = {"Authorization": f"Bearer {ADMIN.token}"}
         request = urllib.request.Request(SERVER + path, headers=headers)
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
         try:
-            with opener.open(request, timeout=2):
+            with urllib.request.urlopen(request, timeout=2, context=context):
                 return True
         except (urllib.error.URLError, OSError):
             return False

@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from harness.tools import ToolError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,8 @@ def write_token_file(path: Path, users: tuple[User, ...]) -> None:
 
 def write_signing_key(path: Path) -> None:
     """The key that signs ServiceAccount tokens."""
+    if shutil.which("openssl") is None:
+        raise ToolError("the control plane's signing key needs `openssl` on PATH")
     line = ["openssl", "genrsa", "-out", str(path), "2048"]
     subprocess.run(line, check=True, capture_output=True)
 
@@ -66,8 +69,3 @@ def write_kubeconfig(path: Path, *, server: str, authority: Path, token: str) ->
     draft.write_text(json.dumps(config, indent=1))
     os.replace(draft, path)
     return path
-
-
-def token_of(kubeconfig: Path) -> str:
-    token: str = yaml.safe_load(kubeconfig.read_text())["users"][0]["user"]["token"]
-    return token

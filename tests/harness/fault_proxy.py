@@ -63,10 +63,7 @@ class FaultProxy:
     server = f"https://127.0.0.1:{PORT}"
 
     def __init__(self, certificate: Path) -> None:
-        context = ssl.create_default_context(cafile=certificate)
-        self._opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
+        self._context = ssl.create_default_context(cafile=certificate)
 
     def inject(self, fault: Fault) -> None:
         """Add a fault; the first that matches and has a count left applies."""
@@ -94,7 +91,7 @@ class FaultProxy:
         request = urllib.request.Request(
             self.server + CONTROL, data=body.encode() or None, method=method
         )
-        with self._opener.open(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=5, context=self._context) as answer:
             text: bytes = answer.read()
             return text.decode()
 

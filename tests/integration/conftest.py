@@ -5,7 +5,6 @@ A test that uses them carries `@pytest.mark.cluster`. Such tests run inside the 
 that a cluster test was selected. One cluster per session, one namespace per test.
 """
 
-import os
 import secrets
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from harness.credentials import User
 from harness.fault_proxy import FaultProxy
 from harness.kubelet.settings import NodeSettings
 from harness.process_node import ProcessNode
+from harness.waiting import eventually
 
 # Users without any right of their own, for tests that grant some.
 USERS = (User(name="operator"), User(name="visitor"))
@@ -60,7 +60,6 @@ def node_kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def cluster(node_kind: str) -> Iterator[Cluster]:
     """The session's cluster: control plane, one node with 8 GPUs, Services."""
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
     with running_cluster([NodeSettings()], make_node=NODES[node_kind], users=USERS) as running:
         yield running
 
@@ -70,6 +69,9 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     """A fresh namespace, deleted afterwards without waiting; the cluster must still be whole."""
     name = f"test-{secrets.token_hex(4)}"
     cluster.kubectl()("create", "namespace", name)
+    # A pod is refused until its account exists.
+    own = cluster.kubectl(name)
+    eventually(lambda: own.exists("serviceaccount", "default"), f"the account of {name}")
     yield name
     cluster.check()
     cluster.kubectl()("delete", "namespace", name, "--wait=false")

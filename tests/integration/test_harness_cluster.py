@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from pathlib import Path
 
@@ -151,6 +152,36 @@ def test_injected_faults_reach_the_client_and_stop(
         kubectl("create", "configmap", "two")
     assert kubectl.exists("configmap", "two")
     assert [hit.kind for hit in fault_proxy.hits()] == ["answer", "lose"]
+
+
+def test_throttling_and_cut_watches_are_injected_too(
+    cluster: Cluster, namespace: str, fault_proxy: FaultProxy
+) -> None:
+    path = cluster.write_kubeconfig("faulty", "admin-token", server=fault_proxy.server)
+    kubectl = cluster.kubectl(namespace, path)
+    wait = {"Retry-After": "1"}
+    fault_proxy.inject(Fault(match="GET .*/configmaps", status=429, headers=wait, count=2))
+    began = time.monotonic()
+    kubectl("get", "configmaps")  # client-go waits as told and asks again
+    assert time.monotonic() - began > 1.9
+    fault_proxy.inject(Fault(match=r"watch=", kind=Kind.CUT, delay=0.5))
+    began = time.monotonic()
+    kubectl("get", "configmaps", "--watch-only")
+    assert 0.4 < time.monotonic() - began < 5
+    assert [hit.kind for hit in fault_proxy.hits()] == ["answer", "answer", "cut"]
+
+
+def test_a_frozen_node_keeps_its_processes_and_goes_on(cluster: Cluster, kubectl: Kubectl) -> None:
+    kubectl.apply(server(1))
+    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kubelet = cluster.process_node().kubelet
+    kubelet.freeze()
+    address = kubectl.get("pods", "-l", "app=web")["items"][0]["status"]["podIP"]
+    kubectl("scale", "deployment/web", "--replicas=2")
+    with urllib.request.urlopen(f"http://{address}:8080/", timeout=2) as answer:
+        assert answer.status == 200
+    kubelet.thaw()
+    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
 
 
 def test_a_lost_and_returned_node_runs_its_pods_again(cluster: Cluster, kubectl: Kubectl) -> None:

@@ -255,13 +255,85 @@ while True:
     mounts = [{"name": "share", "mountPath": "/share"}]
     stubborn = container(script, lifecycle=hook, volumeMounts=mounts)
     volumes = [{"name": "share", "emptyDir": {}}]
-    kubectl.apply(pod("stubborn", stubborn, volumes=volumes) | {})
+    kubectl.apply(pod("stubborn", stubborn, volumes=volumes))
     kubectl.wait_ready("stubborn")
     eventually(lambda: "up" in kubectl("logs", "stubborn"), "the handler is set")
     began = time.monotonic()
     kubectl("delete", "pod", "stubborn", "--grace-period=2")
     assert 1.9 < time.monotonic() - began < 6
     assert "term True" in cluster.process_node().log(namespace, "stubborn")
+
+
+def test_a_sidecar_starts_before_and_ends_after_the_main_container(
+    cluster: Cluster, kubectl: Kubectl, namespace: str
+) -> None:
+    script = """
+import os, signal, sys, time
+def note(word):
+    with open("/share/log", "a") as log:
+        log.write(f"{os.environ['ROLE']} {word},")
+def term(*_):
+    note("ends")
+    print(open("/share/log").read(), flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, term)
+note("starts")
+time.sleep(999)
+"""
+    share = {"volumeMounts": [{"name": "share", "mountPath": "/share"}]}
+    started = {"exec": {"command": ["grep", "-q", "side starts", "/share/log"]}}
+    side = container(
+        script,
+        env=[{"name": "ROLE", "value": "side"}],
+        restartPolicy="Always",
+        startupProbe=started | {"periodSeconds": 1},
+        **share,
+    )
+    main = container(
+        script,
+        env=[{"name": "ROLE", "value": "main"}],
+        readinessProbe={"exec": {"command": ["grep", "-q", "main starts", "/share/log"]}},
+        **share,
+    )
+    volumes = [{"name": "share", "emptyDir": {}}]
+    first = [side | {"name": "side"}]
+    kubectl.apply(pod("pair", main, initContainers=first, volumes=volumes))
+    kubectl.wait_ready("pair")
+    kubectl("delete", "pod", "pair", "--grace-period=5")
+    log = cluster.process_node().log(namespace, "pair", "side")
+    assert log.strip() == "side starts,main starts,main ends,side ends,"
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(["no-such-command"], 127), (["sh", "-c", "kill -KILL -1; kill -TERM $$; exit 4"], 4)],
+    ids=["a command that is not there", "process 1 cannot end itself by a signal"],
+)
+def test_exit_codes_reach_the_status(kubectl: Kubectl, command: list[str], code: int) -> None:
+    main = {"name": "main", "image": "any", "command": command}
+    kubectl.apply(pod("job", main, restartPolicy="Never"))
+
+    def ended() -> bool:
+        return bool(status_of(kubectl, "job")["state"]["terminated"]["exitCode"] == code)
+
+    eventually(lambda: kubectl.get("pod", "job")["status"]["phase"] == "Failed", "it ended")
+    assert ended()
+
+
+def test_a_pod_waits_for_a_config_map_that_comes_later(kubectl: Kubectl) -> None:
+    source = {"configMapKeyRef": {"name": "late", "key": "word"}}
+    variable = {"name": "WORD", "valueFrom": source}
+    script = "import os, time; print(os.environ['WORD'], flush=True); time.sleep(99)"
+    kubectl.apply(pod("patient", container(script, env=[variable])))
+
+    def waits() -> bool:
+        waiting = status_of(kubectl, "patient")["state"].get("waiting", {})
+        return bool(waiting.get("reason") == "CreateContainerConfigError")
+
+    eventually(waits, "CreateContainerConfigError")
+    kubectl.apply(config("late", word="hello"))
+    kubectl.wait_ready("patient")
+    eventually(lambda: kubectl("logs", "patient").strip() == "hello", "the value arrived")
 
 
 def test_a_containers_grandchildren_end_with_it(

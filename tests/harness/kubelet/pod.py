@@ -154,6 +154,8 @@ class Pod:
                 return
         self._phase = "Running"
         codes = await asyncio.gather(*(container.run() for container in self._main))
+        if self.is_stopping:
+            return  # `stop` ends the sidecars and says how it all ended
         for sidecar in reversed(self._sidecars):
             await sidecar.stop(1.0)
         self._finish("Failed" if any(codes) else "Succeeded")
