@@ -1,9 +1,9 @@
-"""One engine host as the scheduler sees it: its life, its requests, the rows it owns."""
+"""One engine host as the scheduler sees it: its life and its requests."""
 
 from dataclasses import dataclass, field
 
-from mux_core.engine import Phase, Row, StepResult
-from mux_core.errors import InvariantError
+from mux_core.engine import Phase
+from mux_core.ledger import HostEpoch
 from mux_core.lifecycle import HOST, HostEvent, HostState, advance
 from mux_runtime.kvpool.allocator import Owner
 from mux_runtime.scheduler.links import Host
@@ -14,9 +14,8 @@ from mux_runtime.scheduler.requests import Request
 class HostSlot:
     """The place of one (member, phase), filled by one process after the other.
 
-    `newcomers` are residents that the process was not given yet. `rows` is the ledger: what the
-    host owned after its last answer. `aborts` wait for the host's next idle moment. `pace_ms` is a
-    running mean per step.
+    `newcomers` are residents that the process was not given yet. `aborts` wait for the host's next
+    idle moment. `pace_ms` is a running mean per step.
     """
 
     model: str
@@ -32,7 +31,11 @@ class HostSlot:
     residents: dict[str, Request] = field(default_factory=dict)
     newcomers: dict[str, Request] = field(default_factory=dict)
     aborts: list[str] = field(default_factory=list)
-    rows: set[Row] = field(default_factory=set)
+
+    @property
+    def account(self) -> HostEpoch:
+        """Its name in the ledger of rows."""
+        return f"{self.model}/{self.phase}", self.epoch
 
     @property
     def owner(self) -> Owner:
@@ -54,33 +57,11 @@ class HostSlot:
         self.host, self.steps, self.starved_rows = host, 0, 0
         self.happen(HostEvent.OPENED)
 
-    def adopt(self, rows: tuple[Row, ...]) -> None:
-        self.rows.update(rows)
-
-    def give(self, rows: tuple[Row, ...]) -> None:
-        """Rows leave the host. InvariantError when it did not own one of them."""
-        if not self.rows.issuperset(rows) or len(set(rows)) != len(rows):
-            raise InvariantError(f"{self.phase} host of {self.model}: gave back rows it does not "
-                                 "own; it is restarted")  # fmt: skip
-        self.rows.difference_update(rows)
-
-    def settle(self, result: StepResult, lease: tuple[Row, ...]) -> None:
-        """The ledger after a step: + used - freed - handed off. InvariantError when broken."""
-        if result.step != self.steps or not 0 <= result.used <= len(lease):
-            raise InvariantError(f"{self.phase} host of {self.model}: answered step {result.step} "
-                                 f"using {result.used} rows, asked was step {self.steps} with "
-                                 f"{len(lease)}; it is restarted")  # fmt: skip
-        self.rows.update(lease[: result.used])
-        self.give(result.freed)
-        for handoff in result.handoffs.values():
-            self.give(handoff.rows)
-
     def emptied(self) -> list[Request]:
         """The host is gone: its requests, in order of arrival; nothing is left here."""
         requests = sorted(self.residents.values(), key=lambda r: r.order)
         self.residents.clear()
         self.newcomers.clear()
         self.aborts.clear()
-        self.rows.clear()
         self.host, self.starved_rows = None, 0
         return requests

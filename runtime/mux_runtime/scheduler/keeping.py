@@ -9,11 +9,11 @@ from mux_core.errors import MuxError, PeerError, SpecError, UnsupportedModel
 from mux_core.lifecycle import HostEvent, HostState, RequestEvent, RequestState
 from mux_core.reasons import Reason
 from mux_runtime.engines.host import EngineDescription, UnsupportedVersion
-from mux_runtime.kvpool.allocator import Allocator
 from mux_runtime.scheduler.hosts import HostSlot
 from mux_runtime.scheduler.links import HostOrder, HostStarter
 from mux_runtime.scheduler.members import Member
 from mux_runtime.scheduler.requests import Request
+from mux_runtime.scheduler.rows import Rows
 from mux_runtime.scheduler.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class HostKeeper:
     scheduler's: `on_described` reserves memory before weights are loaded, or refuses."""
 
     starter: HostStarter
-    allocator: Allocator
+    rows: Rows
     settings: Settings
     next_epoch: Callable[[], int]
     on_described: Callable[[Member, EngineDescription], Awaitable[None]]
@@ -93,6 +93,7 @@ class HostKeeper:
             await self.starter.end(order)
             return str(error)
         slot.opened(host)
+        self.rows.open(slot, member.geometry)
         self.on_open(member)
         await host.lost.wait()
         if slot.state is not HostState.FAILED:
@@ -115,7 +116,7 @@ class HostKeeper:
 
     def _forget(self, member: Member, slot: HostSlot) -> None:
         """Takes back every row of a dead host, its lease in flight included, and its requests."""
-        self.allocator.reclaim(slot.owner)
+        self.rows.close(slot)
         self.on_gone(member, slot.emptied())
 
 

@@ -9,16 +9,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from mux_core.adbs import GrantDecision
-from mux_core.engine import Finish, Grant, KVHandoff, Output, Phase, Row, StepResult
+from mux_core.engine import Finish, Grant, KVHandoff, Output, Phase, StepResult
 from mux_core.errors import InvariantError, PeerError
 from mux_core.lifecycle import HostEvent, RequestEvent, RequestState
 from mux_runtime.generation import RequestRefused
-from mux_runtime.kvpool.allocator import Allocator
 from mux_runtime.scheduler.hosts import HostSlot
 from mux_runtime.scheduler.links import Host
 from mux_runtime.scheduler.members import Member
 from mux_runtime.scheduler.requests import Request
+from mux_runtime.scheduler.rows import Rows
 from mux_runtime.scheduler.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -28,31 +27,22 @@ _log = logging.getLogger(__name__)
 class Stepper:
     """Runs what a round granted. `clock` is monotonic, in seconds; `on_bug` counts our bugs."""
 
-    allocator: Allocator
+    rows: Rows
     settings: Settings
     clock: Callable[[], float]
     on_bug: Callable[[InvariantError], None]
 
-    async def run(
-        self, member: Member, slot: HostSlot, decision: GrantDecision, lease: tuple[Row, ...]
-    ) -> None:
+    async def run(self, member: Member, slot: HostSlot, grant: Grant) -> None:
         """One step. The slot is Stepping when called and Ready, or lost, afterwards."""
         host = slot.host
         assert host is not None
         try:
             await self._add_newcomers(member, slot, host)
-            slot.steps += 1
-            grant = Grant(
-                step=slot.steps, phases=frozenset({slot.phase}), lease=lease,
-                token_budget=decision.token_budget, max_seqs=decision.max_seqs,
-            )  # fmt: skip
             begun = self.clock()
             async with asyncio.timeout(self._patience(slot)):
                 result = await host.step(grant)
             slot.pace_ms += 0.2 * ((self.clock() - begun) * 1000 - slot.pace_ms)
-            slot.settle(result, lease)
-            self.allocator.free(lease[result.used :], member.geometry)
-            self.allocator.free(result.freed, member.geometry)
+            self.rows.settle(slot, member.geometry, result)
             self._apply(member, slot, result)
         except (PeerError, TimeoutError, InvariantError) as error:
             self._lose(slot, host, error)
@@ -67,8 +57,7 @@ class Stepper:
             while slot.aborts:
                 handoff = await host.abort(slot.aborts[0])
                 if handoff is not None:
-                    slot.give(handoff.rows)
-                    self.allocator.free(handoff.rows, member.geometry)
+                    self.rows.withdraw(slot, handoff)
                 self._return(member, slot, slot.aborts.pop(0))
         except (PeerError, InvariantError) as error:
             self._lose(slot, host, error)
@@ -107,8 +96,7 @@ class Stepper:
             finally:
                 slot.newcomers.pop(request.rid, None)
             if kv is not None:
-                self.allocator.retag(kv.rows, member.geometry, slot.owner)
-                slot.adopt(kv.rows)
+                self.rows.adopt(slot, kv)
                 request.handoff = None
                 if not request.is_over:
                     request.step(RequestEvent.ADOPTED)
@@ -126,7 +114,7 @@ class Stepper:
         slot.residents.pop(request.rid, None)
         if request.rid in slot.aborts:
             slot.aborts.remove(request.rid)
-        free_handoff(member, request, self.allocator)
+        free_handoff(request, self.rows)
 
     def _return(self, member: Member, slot: HostSlot, rid: str) -> None:
         """An aborted request is off the host: gone if it is over, else it waits again."""
@@ -158,13 +146,12 @@ class Stepper:
                 slot.aborts.remove(request.rid)
         crosses = output.finish is Finish.HANDOFF and not request.is_over
         if handoff is not None and not crosses:
-            self.allocator.free(handoff.rows, member.geometry)
+            self.rows.abandon(handoff)
         if request.is_over:
             return
         request.emit(replace(output, finish=None) if crosses else output, self.clock())
         if crosses:
             assert handoff is not None
-            self.allocator.retag(handoff.rows, member.geometry, member.between)
             request.handoff = handoff
             request.step(RequestEvent.HANDED_OFF)
             member.crossing.append(request)
@@ -173,11 +160,11 @@ class Stepper:
             member.counters.count_finished(request)
 
 
-def cancel(member: Member, request: Request, allocator: Allocator) -> None:
+def cancel(member: Member, request: Request, rows: Rows) -> None:
     """Frees what a request holds now, or has its host free it at its next idle moment."""
     if request in member.crossing:
         member.crossing.remove(request)
-        free_handoff(member, request, allocator)
+        free_handoff(request, rows)
     elif request.state is RequestState.QUEUED and request in member.queue:
         member.queue.remove(request)
     else:
@@ -186,9 +173,9 @@ def cancel(member: Member, request: Request, allocator: Allocator) -> None:
                 slot.aborts.append(request.rid)
 
 
-def free_handoff(member: Member, request: Request, allocator: Allocator) -> None:
+def free_handoff(request: Request, rows: Rows) -> None:
     if request.handoff is not None:
-        allocator.free(request.handoff.rows, member.geometry)
+        rows.abandon(request.handoff)
         request.handoff = None
 
 

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from mux_core.adbs import GrantDecision, Preempt, Round, Turn, UnitLoad, Why, adbs_round
-from mux_core.engine import Phase, Row
+from mux_core.engine import Grant, Phase, Row
 from mux_core.errors import CapacityError, InvariantError, PeerError
 from mux_core.lifecycle import HostEvent, HostState, MemberEvent, MemberState, RequestEvent
 from mux_core.reasons import Reason
@@ -27,6 +27,7 @@ from mux_runtime.scheduler.links import HostStarter
 from mux_runtime.scheduler.members import Member
 from mux_runtime.scheduler.memory import UnitMemory
 from mux_runtime.scheduler.requests import OutputStream, Request
+from mux_runtime.scheduler.rows import Rows
 from mux_runtime.scheduler.settings import Settings
 from mux_runtime.scheduler.stepping import Stepper, cancel, free_handoff
 
@@ -54,10 +55,11 @@ class UnitScheduler:
         self._wake_due = False
         self._rebalance_due: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stepper = Stepper(allocator=allocator, settings=self.settings, clock=self._clock,
+        self.rows = Rows(allocator)
+        self._stepper = Stepper(rows=self.rows, settings=self.settings, clock=self._clock,
                                 on_bug=self._count_bug)  # fmt: skip
         self._keeper = HostKeeper(
-            starter=starter, allocator=allocator, settings=self.settings,
+            starter=starter, rows=self.rows, settings=self.settings,
             next_epoch=self._next_epoch, on_described=self._described, on_open=self._opened,
             on_gone=self._gone, on_failed=self._failed,
         )  # fmt: skip
@@ -133,7 +135,7 @@ class UnitScheduler:
         member = self.members[model]
         cut = await self.drain_member(model, timeout_s)
         for request in member.crossing:
-            free_handoff(member, request, self.allocator)
+            free_handoff(request, self.rows)
         await self._retire(member)
         if member.state is MemberState.DRAINING:
             member.happen(MemberEvent.DRAINED)
@@ -162,7 +164,7 @@ class UnitScheduler:
 
     def audit(self) -> None:
         """Raises InvariantError unless free + owned + reserved = all, and idle means unowned."""
-        self.allocator.audit()
+        self.rows.audit()
         if self.is_idle and self.allocator.owned_units:
             raise InvariantError(f"unit is idle but {self.allocator.owned_units} units are owned")
 
@@ -217,7 +219,13 @@ class UnitScheduler:
         member.counters.grants[decision.phase] += 1
         slot.happen(HostEvent.CALLED)
         self._sm_in_use += decision.percent
-        self._spawn(self._step(member, slot, decision, lease))
+        slot.steps += 1
+        grant = Grant(
+            step=slot.steps, phases=frozenset({slot.phase}), lease=lease,
+            token_budget=decision.token_budget, max_seqs=decision.max_seqs,
+        )  # fmt: skip
+        self.rows.grant(slot, grant)
+        self._spawn(self._step(member, slot, grant, decision.percent))
 
     def _lease(
         self, member: Member, slot: HostSlot, decision: GrantDecision
@@ -232,7 +240,7 @@ class UnitScheduler:
             member.lease_cap = rows * geometry.row_units
             self.wake()
             return None
-        return self.allocator.lease(slot.owner, geometry, rows) if rows else ()
+        return self.rows.lease(slot, geometry, rows)
 
     def _move_in(
         self, member: Member, slot: HostSlot, decision: GrantDecision, leased: int
@@ -253,12 +261,11 @@ class UnitScheduler:
                 request.step(RequestEvent.ADMITTED)
                 slot.residents[request.rid] = slot.newcomers[request.rid] = request
 
-    async def _step(self, member: Member, slot: HostSlot, decision: GrantDecision,
-                    lease: tuple[Row, ...]) -> None:  # fmt: skip
+    async def _step(self, member: Member, slot: HostSlot, grant: Grant, percent: int) -> None:
         try:
-            await self._stepper.run(member, slot, decision, lease)
+            await self._stepper.run(member, slot, grant)
         finally:
-            self._sm_in_use -= decision.percent
+            self._sm_in_use -= percent
             for other in self.members.values():
                 other.lease_cap = None
             self.wake()
@@ -286,14 +293,14 @@ class UnitScheduler:
 
     def _take_back(self, member: Member, request: Request) -> None:
         if request in member.crossing:
-            cancel(member, request, self.allocator)
+            cancel(member, request, self.rows)
             request.step(RequestEvent.SET_BACK)
             request.computed = 0
             member.counters.preempted += 1
             member.enqueue(request)
         else:
             member.preempting = True
-            cancel(member, request, self.allocator)
+            cancel(member, request, self.rows)
         self.wake()
 
     # Quotas
@@ -385,7 +392,7 @@ class UnitScheduler:
         member.preempting = False
         for request in requests:
             if request.is_over:
-                free_handoff(member, request, self.allocator)
+                free_handoff(request, self.rows)
             else:
                 set_back(member, request, max_crashes=self.settings.max_crashes)
         self._notify()
@@ -421,13 +428,13 @@ class UnitScheduler:
     def _cancel(self, request: Request) -> None:
         member = self.members.get(request.asked.model)
         if member is not None:
-            cancel(member, request, self.allocator)
+            cancel(member, request, self.rows)
             member.counters.cancelled += 1
         request.step(RequestEvent.CANCELLED)
         self.wake()
 
     def _fail(self, member: Member, request: Request, error: PeerError) -> None:
-        cancel(member, request, self.allocator)
+        cancel(member, request, self.rows)
         request.fail(error)
         member.counters.failed += 1
         self.wake()
