@@ -19,7 +19,7 @@ _POLL_S: Final = 0.5
 
 
 class RouteBook:
-    """Holds one table. `has_table` is false until any table came."""
+    """Holds one table. `has_table` is false until any table came, an empty one included."""
 
     def __init__(self) -> None:
         self.table = RouteTable(namespace="")
@@ -40,10 +40,14 @@ class RouteBook:
         return True
 
     def read(self, path: Path) -> None:
-        """Takes the table from a file; a missing or wrong file leaves the table as it is."""
+        """Takes the table from a file; a wrong file leaves the table as it is.
+
+        A missing file at start is an empty table.
+        """
         try:
             table = from_json(path.read_text())
         except FileNotFoundError:
+            self.has_table = True
             return
         except (OSError, SpecError) as error:
             _log.error("routes file %s: %s; the last table stays in force", path, error)
