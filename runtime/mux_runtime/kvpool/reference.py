@@ -35,7 +35,7 @@ class ReferenceAllocator:
                       for start in range(0, total_units, EXTENT_UNITS)]  # fmt: skip
         self._whole = [extent for extent, room in enumerate(self._room) if room == EXTENT_UNITS]
         self._claims: dict[int, _Lane] = {}
-        self._lanes: dict[_Lane, list[int]] = {}
+        self._open: dict[_Lane, list[int]] = {}  # claimed extents with room, sorted
 
     @property
     def total_units(self) -> int:
@@ -139,9 +139,9 @@ class ReferenceAllocator:
         whole = [extent for extent, room in enumerate(self._room) if room == EXTENT_UNITS]
         if whole != self._whole or not self._claims.keys().isdisjoint(whole):
             raise InvariantError("KV pool: a wholly free extent is claimed or forgotten")
-        claims = {extent: lane for lane, extents in self._lanes.items() for extent in extents}
-        if claims != self._claims:
-            raise InvariantError("KV pool: extents and lanes disagree")
+        found = {extent: lane for lane, extents in self._open.items() for extent in extents}
+        if found != {e: lane for e, lane in self._claims.items() if self._room[e]}:
+            raise InvariantError("KV pool: claimed extents and those with room disagree")
 
     @staticmethod
     def _paint(units: bytearray, start: int, count: int, state: int) -> None:
@@ -182,14 +182,14 @@ class ReferenceAllocator:
 
     def _next_start(self, lane: _Lane, units: int) -> int:
         """Where the next run of `lane` goes; negative when nowhere. May claim an extent."""
-        for extent in self._lanes.get(lane, ()):
+        for extent in self._open.get(lane, ()):
             start = self._fit(extent, units)
             if start >= 0:
                 return start
         if self._whole and units <= EXTENT_UNITS:
             extent = self._whole[0]
             self._claims[extent] = lane
-            insort(self._lanes.setdefault(lane, []), extent)
+            insort(self._open.setdefault(lane, []), extent)
             return extent * EXTENT_UNITS
         return self._state.find(bytes(units))
 
@@ -223,23 +223,21 @@ class ReferenceAllocator:
         self._state[start : start + units] = bytes([state]) * units
         for extent, part in _by_extent(start, units):
             if self._room[extent] == EXTENT_UNITS:
-                del self._whole[bisect_left(self._whole, extent)]
+                _remove(self._whole, extent)
             self._room[extent] -= part
+            if not self._room[extent] and extent in self._claims:
+                _remove(self._open[self._claims[extent]], extent)
 
     def _vacate(self, start: int, units: int) -> None:
         self._state[start : start + units] = bytes(units)
         for extent, part in _by_extent(start, units):
+            if not self._room[extent] and extent in self._claims:
+                insort(self._open[self._claims[extent]], extent)
             self._room[extent] += part
             if self._room[extent] == EXTENT_UNITS:
                 insort(self._whole, extent)
-                self._unclaim(extent)
-
-    def _unclaim(self, extent: int) -> None:
-        lane = self._claims.pop(extent, None)
-        if lane is not None:
-            self._lanes[lane].remove(extent)
-            if not self._lanes[lane]:
-                del self._lanes[lane]
+                if extent in self._claims:
+                    _remove(self._open[self._claims.pop(extent)], extent)
 
     def _check(self, rows: Sequence[Row], geometry: KVGeometry) -> None:
         """Raises InvariantError unless all rows are leased rows of `geometry`, each named once."""
@@ -254,6 +252,10 @@ class ReferenceAllocator:
                     raise InvariantError(f"KV pool: run {start} of {geometry.run_units} units is "
                                          "not leased, or is named twice")  # fmt: skip
                 seen.add(start)
+
+
+def _remove(sorted_items: list[int], item: int) -> None:
+    del sorted_items[bisect_left(sorted_items, item)]
 
 
 def _by_extent(start: int, units: int) -> Iterable[tuple[int, int]]:
