@@ -11,11 +11,14 @@ outlive a test run, however it ends.
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+import psutil
 
 POD_NETWORK = "10.244.136.0/24"
 SERVICE_NETWORK = "10.96.0.0/16"
@@ -26,6 +29,8 @@ OUTER_PID = "MUXSERVE_NAMESPACE_PID"
 _PROBE_ADDRESS = "10.244.136.254"
 _PRIVATE = ("--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 _AS_USER = ("--user", "--map-root-user")
+# The process that enters keeps its id through every exec: outside, it is the door for `nsenter`.
+_ANNOUNCE = f'export {OUTER_PID}=$$; exec setpriv --pdeathsig KILL "$@"'
 # The shell stays as process 1: it collects orphans and passes the command's exit code on.
 _SETUP = (
     "set -e; ip link set lo up; "
@@ -54,15 +59,33 @@ def command(argv: Sequence[str]) -> list[str]:
 
 
 def enter(argv: Sequence[str]) -> NoReturn:
-    """Replace this process by `argv` inside a fresh namespace."""
-    line = command(argv)
-    # The process that enters keeps its id: from outside it is the door for `nsenter`.
-    os.environ[OUTER_PID] = str(os.getpid())
-    # There is no way out of it: a proxy of the machine would only swallow local requests.
-    os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}
+    """Replace this process by one that runs `argv` inside a fresh namespace."""
+    command(argv)  # raises now when it cannot be done
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execvp(line[0], line)
+    os.execv(sys.executable, [sys.executable, "-P", __file__, *argv])
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `argv` inside, pass SIGTERM on to it, return its exit code.
+
+    `unshare` itself would swallow the signal. Ctrl-C needs no help: the terminal sends it to all.
+    """
+    environment = os.environ | {"NO_PROXY": "*", "no_proxy": "*"}
+    inside = subprocess.Popen(["sh", "-c", _ANNOUNCE, "sh", *command(argv)], env=environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: _forward(inside.pid, number))
+    code = inside.wait()
+    return 128 - code if code < 0 else code
+
+
+def _forward(outer: int, number: int) -> None:
+    # Below `unshare` are the shell, process 1 inside, and below that the command.
+    descendants = psutil.Process(outer).children(recursive=True)
+    if len(descendants) > 1:
+        descendants[1].send_signal(number)
+    else:
+        psutil.Process(outer).kill()
 
 
 def door() -> str:
@@ -92,4 +115,7 @@ def _is_possible(extra: tuple[str, ...]) -> bool:
 
 
 if __name__ == "__main__":
-    enter(sys.argv[1:] or [os.environ.get("SHELL", "sh")])
+    try:
+        sys.exit(run(sys.argv[1:] or [os.environ.get("SHELL", "sh")]))
+    except NamespaceError as error:
+        sys.exit(f"namespace: {error}")

@@ -208,21 +208,27 @@ def test_helm_installs_a_chart(helm: Helm, kubectl: Kubectl, tmp_path: Path) -> 
     assert kubectl.exists("configmap", "first")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGTERM, signal.SIGKILL],
+    ids=["Ctrl-C", "kill", "kill -9"],
+)
 def test_a_persons_cluster_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
     environment = dict(os.environ) | {"PYTHONPATH": str(TESTS), "TMPDIR": str(tmp_path)}
     # A namespace inside ours: its own network, so its ports do not clash with the session's.
     line = [sys.executable, "-m", "harness.namespace", sys.executable, "-m", "harness.cluster"]
     out = tmp_path / "out"
     with out.open("w") as output:
-        started = subprocess.Popen(line, env=environment, stdout=output, stderr=output)
+        started = subprocess.Popen(
+            line, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
         eventually(lambda: "Ctrl-C ends it" in out.read_text(), "the cluster is up", within=60)
     folder = next(tmp_path.glob("muxserve-cluster-*"))
     assert _mentioning(str(folder))
-    if number is signal.SIGKILL:
-        started.kill()
+    if number is signal.SIGINT:
+        os.killpg(started.pid, number)  # as the terminal does
     else:
-        os.kill(_mentioning("harness.cluster")[-1], number)
+        started.send_signal(number)
     started.wait(30)
     eventually(lambda: not _mentioning(str(folder)), "no process is left", within=10)
     assert folder.exists() == (number is signal.SIGKILL)
