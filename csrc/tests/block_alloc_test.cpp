@@ -68,7 +68,7 @@ CASE(random_leases_and_frees_keep_every_rule) {
   const RowShape shapes[] = {{2, 1, 4}, {3, 1, 10}, {1, 3, 2}, {1, 1, 150}};
   const mux::Owner owners[] = {pool.add_owner(0), pool.add_owner(1), pool.add_owner(1)};
   std::vector<std::pair<std::vector<Run>, std::uint32_t>> held;
-  for (int step = 0; step < 4000; ++step) {
+  for (int step = 0; step < 1500; ++step) {
     const RowShape shape = shapes[random() % 4];
     const std::uint32_t rows = random() % 4;
     const mux::Owner owner = owners[random() % 3];
