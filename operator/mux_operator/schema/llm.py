@@ -146,7 +146,8 @@ def _sharing() -> Schema:
 
 def spec() -> Schema:
     pool_ref = record(
-        {"name": text(pattern=NAME, longest=30, shortest=1, default="default")}, default={},
+        {"name": text(pattern=NAME, longest=30, shortest=1, default="default")},
+        default={"name": "default"},
         rules=(Rule(
             rule="self.name == oldSelf.name", transition=True,
             message="poolRef is immutable; create a second LLMDeployment, wait for Ready, delete "

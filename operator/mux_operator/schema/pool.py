@@ -69,7 +69,7 @@ def _runtime() -> Schema:
                                         most=8, keys=("name",)),
             "podTemplate": template,
         },
-        default={},
+        default={"device": "CUDA"},
         rules=(Rule(
             rule="self.device == oldSelf.device", transition=True,
             message="runtime.device is immutable; create a new GPUPool",
