@@ -25,8 +25,6 @@ from harness.waiting import eventually
 
 MakeNode = Callable[[ControlPlane, NodeSettings], Node]
 
-_NODE_READY_WITHIN = 30.0
-
 
 class Cluster:
     """Owns every process of the cluster; `stop` leaves none."""

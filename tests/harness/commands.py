@@ -63,7 +63,7 @@ class Kubectl(Command):
     def exists(self, *arguments: str) -> bool:
         return bool(self("get", *arguments, "--ignore-not-found", "-o", "name"))
 
-    def wait_ready(self, pod: str, *, within: float = 20.0) -> Object:
+    def wait_ready(self, pod: str, *, within: float = 30.0) -> Object:
         """The pod once it is Ready; the error shows its status."""
 
         def ready() -> Object | None:

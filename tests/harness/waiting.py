@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def eventually(
-    check: Callable[[], T], what: str, *, within: float = 20.0, every: float = 0.05
+    check: Callable[[], T], what: str, *, within: float = 30.0, every: float = 0.05
 ) -> T:
     """The first true answer of `check`; an AssertionError from it counts as not yet."""
     deadline = time.monotonic() + within
@@ -27,7 +27,7 @@ def eventually(
 
 
 async def eventually_async(
-    check: Callable[[], Awaitable[T]], what: str, *, within: float = 20.0, every: float = 0.05
+    check: Callable[[], Awaitable[T]], what: str, *, within: float = 30.0, every: float = 0.05
 ) -> T:
     """`eventually` for a test that has work of its own on the event loop."""
     deadline = time.monotonic() + within

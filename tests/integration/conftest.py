@@ -26,6 +26,8 @@ from harness.waiting import eventually
 USERS = (User(name="operator"), User(name="visitor"))
 # The seat of further kinds of nodes: a real kubelet takes one here.
 NODES: dict[str, MakeNode] = {"process": ProcessNode}
+# What an image runs when its container names no command: ENTRYPOINT by repository, without tag.
+ENTRYPOINTS: dict[str, tuple[str, ...]] = {}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -60,7 +62,8 @@ def node_kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def cluster(node_kind: str) -> Iterator[Cluster]:
     """The session's cluster: control plane, one node with 8 GPUs, Services."""
-    with running_cluster([NodeSettings()], make_node=NODES[node_kind], users=USERS) as running:
+    node = NodeSettings(gpus=8, entrypoints=ENTRYPOINTS)
+    with running_cluster([node], make_node=NODES[node_kind], users=USERS) as running:
         yield running
 
 

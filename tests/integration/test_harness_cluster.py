@@ -167,7 +167,7 @@ def test_throttling_and_cut_watches_are_injected_too(
     fault_proxy.inject(Fault(match=r"watch=", kind=Kind.CUT, delay=0.5))
     began = time.monotonic()
     kubectl("get", "configmaps", "--watch-only")
-    assert 0.4 < time.monotonic() - began < 5
+    assert 0.4 < time.monotonic() - began < 20
     assert [hit.kind for hit in fault_proxy.hits()] == ["answer", "answer", "cut"]
 
 

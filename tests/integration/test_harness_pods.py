@@ -260,7 +260,7 @@ while True:
     eventually(lambda: "up" in kubectl("logs", "stubborn"), "the handler is set")
     began = time.monotonic()
     kubectl("delete", "pod", "stubborn", "--grace-period=2")
-    assert 1.9 < time.monotonic() - began < 6
+    assert 1.9 < time.monotonic() - began < 20
     assert "term True" in cluster.process_node().log(namespace, "stubborn")
 
 
