@@ -13,7 +13,7 @@ from mux_core.quota import QuotaClaim, adapt
 from mux_core.units import format_bytes
 from mux_core.unitspec import MemberSpec
 from mux_runtime.engines.host import EngineDescription
-from mux_runtime.kvpool.allocator import Allocator, Owner
+from mux_runtime.kvpool.allocator import Allocator, Owner, Span
 from mux_runtime.scheduler.keeping import DoesNotFit
 from mux_runtime.scheduler.members import Member
 
@@ -65,15 +65,14 @@ class UnitMemory:
             )
         self.claimed[member.model] = weights
 
-    def try_reserve(self, model: str) -> bool:
-        """Turns the promise into a reservation when enough units are free."""
-        units = self.claimed.get(model, 0)
+    def try_reserve(self, model: str) -> tuple[Span, ...] | None:
+        """Turns the promise into a reservation when enough units are free; None if not."""
         try:
-            self.allocator.reserve(_weights_owner(model), units)
+            spans = self.allocator.reserve(_weights_owner(model), self.claimed[model])
         except CapacityError:
-            return False
-        self.claimed.pop(model, None)
-        return True
+            return None
+        del self.claimed[model]
+        return spans
 
     def release(self, model: str) -> None:
         self.claimed.pop(model, None)

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from mux_core.adbs import GrantDecision, Preempt, Round, Turn, UnitLoad, Why, adbs_round
@@ -19,8 +20,9 @@ from mux_core.reasons import Reason
 from mux_core.unitspec import MemberSpec
 from mux_runtime.engines.host import EngineDescription
 from mux_runtime.generation import GenerationRequest, RequestRefused, ServedModel
-from mux_runtime.kvpool.allocator import Allocator
+from mux_runtime.kvpool.allocator import Allocator, Span
 from mux_runtime.scheduler.admission import check_queue, check_request, check_serving
+from mux_runtime.scheduler.durations import Durations
 from mux_runtime.scheduler.hosts import HostSlot
 from mux_runtime.scheduler.keeping import GaveUp, HostKeeper, set_back
 from mux_runtime.scheduler.links import HostStarter
@@ -38,14 +40,18 @@ class UnitScheduler:
     """All members of one unit on one allocator. Lives in one event loop; nothing blocks it."""
 
     def __init__(self, *, allocator: Allocator, starter: HostStarter, unit_bytes: int,
-                 settings: Settings | None = None) -> None:  # fmt: skip
+                 settings: Settings | None = None,
+                 on_reserved: Callable[[Sequence[Span]], None] | None = None) -> None:  # fmt: skip
         self.allocator = allocator
         self.settings = settings or Settings()
         self.members: dict[str, Member] = {}
         self.memory = UnitMemory(allocator=allocator, unit_bytes=unit_bytes)
         self.bugs = 0
         self.changed = asyncio.Event()
-        self.round_seconds: list[float] = []
+        self.round_seconds = Durations()
+        self.step_seconds = {phase: Durations() for phase in Phase}
+        self.holds: Counter[Why] = Counter()
+        self._on_reserved = on_reserved
         self._starter = starter
         self._clock = time.monotonic
         self._turn = Turn()
@@ -195,7 +201,8 @@ class UnitScheduler:
                      sm_in_use=self._sm_in_use, turn=self._turn),
             self.settings.limits,
         )  # fmt: skip
-        self._note_duration(time.perf_counter() - begun)
+        self.round_seconds.observe(time.perf_counter() - begun)
+        self.holds.update(hold.why for hold in outcome.held)
         self._turn = outcome.turn
         for decision in outcome.grants:
             self._start(decision)
@@ -262,10 +269,12 @@ class UnitScheduler:
                 slot.residents[request.rid] = slot.newcomers[request.rid] = request
 
     async def _step(self, member: Member, slot: HostSlot, grant: Grant, percent: int) -> None:
+        begun = self._clock()
         try:
             await self._stepper.run(member, slot, grant)
         finally:
             self._sm_in_use -= percent
+            self.step_seconds[slot.phase].observe(self._clock() - begun)
             for other in self.members.values():
                 other.lease_cap = None
             self.wake()
@@ -365,7 +374,10 @@ class UnitScheduler:
         """Waits for the units of its weights; lent KV comes back, by force after a moment."""
         begun = self._clock()
         while member.model in self.memory.claimed:
-            if self.memory.try_reserve(member.model):
+            spans = self.memory.try_reserve(member.model)
+            if spans is not None:
+                if self._on_reserved is not None:
+                    self._on_reserved(spans)
                 self._rebalance()
                 return
             if self._clock() - begun > self.settings.reclaim_after_s:
@@ -470,11 +482,6 @@ class UnitScheduler:
             self.audit()
         except InvariantError as error:
             self._count_bug(error)
-
-    def _note_duration(self, seconds: float) -> None:
-        self.round_seconds.append(seconds)
-        if len(self.round_seconds) > 4096:
-            del self.round_seconds[:2048]
 
     def _notify(self) -> None:
         self.changed.set()
