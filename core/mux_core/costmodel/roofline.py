@@ -67,7 +67,7 @@ class Roofline:
         return self.geometry.kv_bytes_per_token * heads / self.geometry.kv_heads
 
     def _flops(self, share: float) -> float:
-        return self.gpu.flops * FLOPS_EFFICIENCY * share**PREFILL_SHARE_EXPONENT
+        return self.gpu.flops * FLOPS_EFFICIENCY * float(share**PREFILL_SHARE_EXPONENT)
 
     def _reduce_s(self, tensor: int, tokens: float) -> float:
         if tensor == 1:

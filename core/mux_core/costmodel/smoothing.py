@@ -5,6 +5,7 @@ disturbed while it was measured, and is replaced by that step.
 """
 
 from dataclasses import replace
+from itertools import pairwise
 
 from mux_core.costmodel.table import StepRow, StepTable, step_table
 
@@ -22,7 +23,7 @@ def smooth(table: StepTable) -> StepTable:
 def _smooth_cell(rows: tuple[StepRow, ...]) -> list[StepRow]:
     known = {(row.batch, row.tokens): row for row in rows}
     batches = sorted({row.batch for row in rows})
-    larger = dict(zip(batches, batches[1:], strict=False))
+    larger = dict(pairwise(batches))
     # From the largest batch down, so that a replaced value is itself a sound ceiling.
     for batch, tokens in sorted(known, reverse=True):
         row = known[batch, tokens]

@@ -1,8 +1,8 @@
 """Estimator `default`: rates, latencies and KV of a unit with interference and queueing.
 
 Little's law ties the batch of each member to its rate: b = r * output tokens * step time, and the
-step time grows with b, with the prefills of the unit and with the memory bus that all decodes share.
-The fixed point is found from below, so it is the least one, where the unit settles. Prefills queue
+step time grows with b, with the unit's prefills and with the memory bus that all decodes share. The
+fixed point is found from below, so it is the least one, where the unit settles. Prefills queue
 for the unit (M/G/1). A unit carries its members when each stays at or below `headroom` of every
 resource and meets its service level.
 """
@@ -55,6 +55,7 @@ class QueueingUnits:
 
     headroom: float = 0.9
     step: int = 10
+    enforce_slo: bool = True
     interference: Interference = DEFAULT_INTERFERENCE
     name: str = "default"
     _profiles: dict[tuple[Hashable, str], Profile] = field(default_factory=dict)
@@ -156,7 +157,7 @@ class QueueingUnits:
         return step + batch * state.overhead_s
 
     def _judge(self, kind: GroupKind, states: list[_State]) -> UnitOutcome:
-        """Settles the batches, then asks every limit in turn; the first that fails is the reason."""
+        """Settles the batches, then asks every limit; the first that fails is the reason."""
         prefill_busy = self._settle(kind, states)
         room = self._room_bytes(kind) - sum(self._held_bytes(s.ask.llm, kind) for s in states)
         need = sum(state.batch * state.sequence_bytes for state in states)
@@ -251,7 +252,12 @@ class QueueingUnits:
             if member.utilisation > self.headroom:
                 return UnitOutcome(members=members, refused=reason, message=f"{name} would run at "
                                    f"{member.utilisation:.0%}, headroom is {self.headroom:.0%}")  # fmt: skip
-            if slo and member.attainment is not None and member.attainment < slo.objective:
+            if (
+                self.enforce_slo
+                and slo
+                and member.attainment is not None
+                and member.attainment < slo.objective
+            ):
                 return UnitOutcome(members=members, refused=reason, message=f"{name} would meet "
                                    f"its SLO for {member.attainment:.1%} of requests, objective "
                                    f"{slo.objective:.1%}")  # fmt: skip

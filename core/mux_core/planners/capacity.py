@@ -2,7 +2,7 @@
 
 Group sizes are powers of two, so each divides the next. Then placing a group of s GPUs costs every
 smaller size exactly s/s' places wherever it goes, and a multiset of groups fits if and only if for
-every size the larger and equal groups, counted in it, fit: no node has to be chosen while searching.
+every size the larger and equal groups, counted in it, fit: a search need not choose nodes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

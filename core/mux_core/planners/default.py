@@ -6,14 +6,18 @@ keep it unless the gain exceeds `min_gain`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import ceil
 from random import Random
 
-from mux_core.estimator.reference import ReferenceUnits
+from mux_core.estimator.queueing import QueueingUnits
 from mux_core.estimator.unit import Ask, UnitEstimator
 from mux_core.planners.assembly import Draft, place_drafts
+from mux_core.planners.attainment import met_rate, spend_spare_gpus
 from mux_core.planners.capacity import Capacity, capacity_of
+from mux_core.planners.explaining import alternatives, notes, unplaced
 from mux_core.planners.forecast import predict
+from mux_core.planners.keeping import kept_packing, pinned_packing
 from mux_core.planners.moves import steps_between
 from mux_core.planners.packing import Item, Oracle
 from mux_core.planners.search import (
@@ -22,28 +26,60 @@ from mux_core.planners.search import (
     Inserter,
     Packing,
     PackingSearch,
+    empty_packing,
 )
-from mux_core.planning import PlacementProblem, Plan, PlanReason
+from mux_core.planning import Objective, PlacementProblem, Plan, PlanReason, Prediction
 
 SEED = 20_240_402
-FLOOR_PARTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+FLOOR_PARTS = (1.0, 0.9, 0.8, 0.65)
 """Floors tried where demand exceeds the cluster, as parts of the highest floor reachable."""
-FLOOR_ROUNDS = 6
+FLOOR_ROUNDS = 5
+MOVE_COST = 0.01
+"""Relative gain that one disruptive step must bring beyond `min_gain`."""
+REPAIR_GAIN = 0.01
+"""Gain that suffices where something of the current placement could not stay anyway."""
+SHARING_GAIN = 1.25
+"""No group is estimated to carry more than this over one LLM alone; used to skip searches."""
+MOST_REPACKED = 200
+"""Items up to which a re-plan weighs a packing from scratch against the current one."""
+DRIFT = 2.0
+"""Beyond `MOST_REPACKED`, GPUs over the crude lower bound at which packing anew is tried."""
+HOPELESS = 0.05
+"""Part of demand unserved after the first packings beyond which no search will serve it all."""
 
 
 @dataclass(slots=True)
 class DefaultPlanner:
-    """Planner `default`. `steps` and `estimates` bound the search; they do not depend on a clock."""
+    """Planner `default`. `steps` bounds the search (None: by problem size), never a clock does."""
 
-    estimator: UnitEstimator = field(default_factory=ReferenceUnits)
+    estimator: UnitEstimator | None = None
     steps: int | None = None
     name: str = "default"
-    _oracles: dict[int, Oracle] = field(default_factory=dict, repr=False)
+    _memory: dict[tuple[object, ...], Oracle] = field(default_factory=dict, repr=False)
 
     def search(self, problem: PlacementProblem) -> Iterator[Plan]:
         """Better and better plans; the last one is final."""
-        run = _Run.of(self, problem)
-        yield from run.plans()
+        yield from self._run(problem).plans()
+
+    def frontier(self, problem: PlacementProblem) -> Iterator[tuple[float, Prediction]]:
+        """(floor on the worst ratio, what it leads to), the highest floor first."""
+        run = self._run(problem)
+        for floor, packing in run.floors():
+            yield floor, run.plan(packing).prediction
+
+    def _run(self, problem: PlacementProblem) -> "_Run":
+        policy = problem.policy
+        relaxed = policy.objective is Objective.ATTAINMENT
+        key = (policy, relaxed)
+        if key not in self._memory:
+            estimator = self.estimator or QueueingUnits(headroom=policy.headroom)
+            if relaxed and isinstance(estimator, QueueingUnits):
+                estimator = replace(estimator, enforce_slo=False)
+            self._memory.clear()
+            self._memory[key] = Oracle(estimator, policy)
+        oracle = self._memory[key]
+        oracle.forget_items()
+        return _Run.of(self, problem, oracle)
 
 
 @dataclass(slots=True)
@@ -55,11 +91,11 @@ class _Run:
     oracle: Oracle
     capacity: Capacity
     items: list[Item]
+    reach: float = 1.0
 
     @classmethod
-    def of(cls, planner: DefaultPlanner, problem: PlacementProblem) -> "_Run":
+    def of(cls, planner: DefaultPlanner, problem: PlacementProblem, oracle: Oracle) -> "_Run":
         policy = problem.policy
-        oracle = Oracle(planner.estimator, policy)
         capacity = capacity_of(problem.nodes, policy.group_sizes, limit=policy.gpu_limit)
         for llm in sorted(problem.llms, key=lambda llm: llm.name):
             if llm.max_replicas > 0 and (llm.min_replicas > 0 or llm.demand.rate > 0):
@@ -67,45 +103,155 @@ class _Run:
         return cls(planner, problem, oracle, capacity, oracle.items)
 
     def plans(self) -> Iterator[Plan]:
-        known: tuple[int, float] | None = None
-        for packing in self._fresh():
-            state = (packing.gpus, round(sum(packing.unserved.values()), 6))
-            if state != known:
-                known = state
-                yield self._plan(packing)
+        """The current placement as far as it holds, then what is worth its moves."""
+        last: Packing | None = None
+        if self.problem.current.units:
+            for last in self._from_current():
+                yield self.plan(last)
+        else:
+            known: tuple[int, float] | None = None
+            for last in self._best():
+                state = (last.gpus, round(sum(last.unserved.values()), 6))
+                if state != known:
+                    known = state
+                    yield self.plan(last)
+        if last is not None:
+            yield self._explained(last)
+
+    def _best(self) -> Iterator[Packing]:
+        if self.problem.policy.objective is Objective.ATTAINMENT:
+            yield from self._attaining()
+        else:
+            yield from self._fresh()
+
+    def _from_current(self) -> Iterator[Packing]:
+        """What runs, kept; then a fresh packing if it gains more than its moves cost."""
+        kept, whole = kept_packing(self.problem, self.oracle, self._inserter())
+        yield kept
+        if not self._may_gain(kept):
+            return
+        fresh = self._last(self._best())
+        moves = self._moves(fresh)
+        least = self.problem.policy.min_gain + MOVE_COST * moves
+        if self._gain(kept, fresh) >= (least if whole else min(least, REPAIR_GAIN)):
+            yield fresh
+
+    def _may_gain(self, kept: Packing) -> bool:
+        """Could any placement gain enough? Cheap, so that a steady cluster plans in no time."""
+        if kept.unserved:
+            return True
+        least = sum(
+            max(item.rate / self.oracle.solo(item, kind) * kind.gpus / SHARING_GAIN
+                for kind in item.kinds[:1])
+            for item in self.items if item.kinds
+        )  # fmt: skip
+        memory = sum(
+            min(self.oracle.footprint(item, kind) * kind.gpus for kind in item.kinds)
+            for item in self.items
+            if item.kinds
+        )
+        lowest = max(least, memory)
+        if len(self.items) > MOST_REPACKED:
+            # A cluster this large is not packed anew for what one change of rate leaves behind.
+            return kept.gpus > DRIFT * lowest
+        return (kept.gpus - ceil(lowest)) / max(1, kept.gpus) >= self.problem.policy.min_gain
+
+    def _gain(self, kept: Packing, fresh: Packing) -> float:
+        """Relative gain: fewer GPUs for the same service, or more service."""
+        lost = self._short(fresh) - self._short(kept)
+        if lost > 1e-6:
+            return -lost
+        fewer = (kept.gpus - fresh.gpus) / max(1, kept.gpus) if lost > -1e-6 else 0.0
+        return max(fewer, -lost, self._worst(fresh) - self._worst(kept))
+
+    def _moves(self, packing: Packing) -> int:
+        return sum(1 for step in self.plan(packing).steps if step.disruptive)
+
+    def _attaining(self) -> Iterator[Packing]:
+        """Best attainment on the GPUs allowed, from shared and from unshared beginnings."""
+        best: Packing | None = None
+        alone = Oracle(self.oracle.estimator, replace(self.problem.policy, allow_sharing=False))
+        for item in self.items:
+            alone.add(item.llm, item.rate, self.capacity.kinds)
+        starts = [self._last(self._fresh()), self._unshared(alone)]
+        for start in starts:
+            for packing in spend_spare_gpus(start, self._inserter()):
+                if best is None or self._attained(packing) > self._attained(best) + 1e-9:
+                    best = packing
+                    yield best
+
+    def _unshared(self, alone: Oracle) -> Packing:
+        goal = self._searching(1.0).goal
+        search = PackingSearch(Inserter(alone, self.capacity), self.items, goal, Random(SEED))
+        return search.construct()
+
+    def _attained(self, packing: Packing) -> float:
+        inserter = self._inserter()
+        return sum(met_rate(there, inserter) for there in packing.bins)
+
+    @staticmethod
+    def _last(packings: Iterator[Packing]) -> Packing:
+        *_, last = packings
+        return last
+
+    def _inserter(self) -> Inserter:
+        return Inserter(self.oracle, self.capacity)
+
+    def _base(self) -> tuple[Packing, frozenset[int]]:
+        """What may not move, and the indices of those units."""
+        if all(item.llm.movable for item in self.items):
+            return empty_packing(), frozenset()
+        packing = pinned_packing(self.problem, self.oracle)
+        return packing, frozenset(there.fixed for there in packing.bins)
 
     def _fresh(self) -> Iterator[Packing]:
         search = self._searching(1.0)
-        best = search.construct()
+        base, pinned = self._base()
+        best = search.construct(3 if len(self.items) <= MOST_REPACKED else 1, base)
         yield best
-        for best in search.improve(best, self._budget(), frozenset()):
-            yield best
-        if any(rate > 1e-9 for rate in best.unserved.values()):
-            yield from self._overloaded(best)
+        if self._short(best) <= HOPELESS:
+            for better in search.improve(best, self._budget(), pinned):
+                best = better
+                yield best
+        if best.unserved and self._short(best) > 0:
+            yield from self._overloaded()
 
-    def _overloaded(self, best: Packing) -> Iterator[Packing]:
-        """Goodput against the worst ratio: several floors, the best product of the two wins."""
-        reach = self._highest_floor()
-        most = self._worth(best)
+    def _short(self, packing: Packing) -> float:
+        """Part of all demand that is unserved."""
+        return sum(packing.unserved.values()) / sum(item.rate for item in self.items)
+
+    def _overloaded(self) -> Iterator[Packing]:
+        """Goodput against the worst ratio: several floors, the best trade of the two wins."""
+        best: Packing | None = None
+        chosen = 1.0
+        for floor, packing in self.floors():
+            if best is None or self._worth(packing) > self._worth(best):
+                best, chosen = packing, floor
+                yield best
+        assert best is not None
+        search = self._searching(chosen, reach=self.reach)
+        for better in search.improve(best, self._budget(2), self._base()[1]):
+            if self._worth(better) > self._worth(best):
+                best = better
+                yield best
+
+    def floors(self) -> Iterator[tuple[float, Packing]]:
+        """A packing for each of several floors on the worst ratio, the highest first."""
+        self.reach = reach = self._highest_floor()
         for part in FLOOR_PARTS:
-            search = self._searching(reach * part)
-            packing = search.construct()
-            for packing in search.improve(packing, self._budget(3), frozenset()):
-                pass
-            if self._worth(packing) > most:
-                most, best = self._worth(packing), packing
-            yield best
+            search = self._searching(reach * part, reach=reach)
+            base, pinned = self._base()
+            best = search.construct(1, base)
+            for better in search.improve(best, self._budget(6), pinned):
+                best = better
+            yield reach * part, best
 
     def _highest_floor(self) -> float:
         """The largest part of every demand that fits, by bisection over constructed packings."""
         low, high = 0.0, 1.0
         for _ in range(FLOOR_ROUNDS):
             middle = (low + high) / 2
-            search = self._searching(1.0, scale=middle)
-            packing = search.construct()
-            for packing in search.improve(packing, self._budget(6), frozenset()):
-                if not packing.unserved:
-                    break
+            packing = self._searching(middle, scale=middle).construct(1, self._base()[0])
             if packing.unserved:
                 high = middle
             else:
@@ -113,39 +259,79 @@ class _Run:
         return low
 
     def _worth(self, packing: Packing) -> float:
-        offered = sum(item.rate for item in self.items)
-        served = offered - sum(packing.unserved.values())
-        worst = min((1 - rate / self.items[i].rate for i, rate in packing.unserved.items()),
-                    default=1.0)  # fmt: skip
-        return served / offered * worst
+        """Goodput counts twice: a floor near its limit costs much goodput for little fairness."""
+        return (1 - self._short(packing)) ** 2 * self._worst(packing)
 
-    def _searching(self, floor: float, scale: float = 1.0) -> PackingSearch:
+    def _worst(self, packing: Packing) -> float:
+        ratios = (1 - rate / self.items[i].rate for i, rate in packing.unserved.items())
+        return max(0.0, min(ratios, default=1.0))
+
+    def _searching(self, floor: float, *, scale: float = 1.0, reach: float = 0.0) -> PackingSearch:
+        """A search for `scale` of the demand; with `reach`, towards targets above the floor."""
+        rates = tuple(item.rate * scale for item in self.items)
+        inserter = self._inserter()
         goal = Goal(
-            rates=tuple(item.rate * scale for item in self.items),
+            rates=rates,
             priorities=tuple(item.llm.priority for item in self.items),
+            targets=rates,
             floor=floor,
         )
-        inserter = Inserter(self.oracle, self.capacity)
-        return PackingSearch(inserter, self.items, goal, Random(SEED))
+        search = PackingSearch(inserter, self.items, goal, Random(SEED))
+        if reach:
+            search.goal = replace(goal, targets=self._targets(search, floor, reach))
+        return search
+
+    def _targets(self, search: PackingSearch, floor: float, reach: float) -> tuple[float, ...]:
+        """What each LLM should get: the floor, then full demand by priority and rate per GPU.
+
+        The cluster is taken to hold as much work as when everyone got `reach` of its demand.
+        """
+        cost = [1 / (search.per_gpu(item) or 1e-9) for item in self.items]
+        spare = sum((reach - floor) * item.rate * cost[item.index] for item in self.items)
+        targets = [floor * item.rate for item in self.items]
+        order = sorted(self.items, key=lambda i: (-i.llm.priority, cost[i.index], i.index))
+        for item in order:
+            more = min((1 - floor) * item.rate, spare / cost[item.index])
+            targets[item.index] += more
+            spare -= more * cost[item.index]
+        return tuple(targets)
 
     def _budget(self, divisor: int = 1) -> Budget:
         steps = self.planner.steps
         if steps is None:
-            steps = 60 + 2 * len(self.items)
-        return Budget(steps // divisor, 3000 // divisor)
+            steps = 60 + 2 * min(len(self.items), MOST_REPACKED)
+        return Budget(steps // divisor, (3000 + 8 * len(self.items)) // divisor)
 
-    def _plan(self, packing: Packing) -> Plan:
-        drafts = [
-            Draft(
-                kind=there.kind,
-                asks=tuple(Ask(llm=self.items[i].llm, rate=rate) for i, rate in there.members),
-            )
-            for there in packing.bins
-        ]
-        placement = place_drafts(self.problem, drafts, self.planner.estimator)
+    def plan(self, packing: Packing) -> Plan:
+        """The plan of a packing, without its explanations."""
+        placement = place_drafts(self.problem, self._drafts(packing), self.oracle.estimator)
         return Plan(
             strategy=self.planner.name,
             proposed=placement,
-            prediction=predict(self.problem, placement, self.planner.estimator),
-            steps=steps_between(self.problem.current, placement, reason=PlanReason.FEWER_GPUS),
+            prediction=predict(self.problem, placement, self.oracle.estimator),
+            steps=steps_between(self.problem.current, placement, reason=self._reason(packing)),
+            unplaced=unplaced(packing, self.oracle, self.problem),
+            notes=notes(self.problem, self.oracle.estimator),
         )
+
+    def _explained(self, packing: Packing) -> Plan:
+        plan = self.plan(packing)
+        if len(self.items) > MOST_REPACKED:
+            return plan
+        found = alternatives(self.problem, packing, self.oracle, plan.prediction)
+        return replace(plan, alternatives=found)
+
+    def _reason(self, packing: Packing) -> PlanReason:
+        kept = all(there.fixed >= 0 for there in packing.bins)
+        return PlanReason.KEEP_IN_PLACE if kept else PlanReason.FEWER_GPUS
+
+    def _drafts(self, packing: Packing) -> list[Draft]:
+        units = self.problem.current.units
+        return [
+            Draft(
+                kind=there.kind,
+                asks=tuple(Ask(llm=self.items[i].llm, rate=rate) for i, rate in there.members),
+                continues=units[there.fixed].id if there.fixed >= 0 else None,
+            )
+            for there in packing.bins
+        ]

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from mux_core.estimator.unit import Ask, GroupKind, UnitEstimator
 from mux_core.llm import Llm
 from mux_core.planning import PlanningPolicy
+from mux_core.units import ModelName
 
 MAX_MEMBERS = 8
 LEAST_RATE = 1e-3
 """Requests/s assumed for an LLM without demand, so that it still gets a place and some KV."""
-ROOM_PRECISION = 1 / 64
+ROOM_PRECISION = 1 / 32
 EDGE = 1e-5
+LEAST_ROOM = 0.1
+"""Rooms below this part of what is wanted are not looked for."""
 MAX_REMEMBERED = 500_000
 
 
@@ -31,7 +34,7 @@ class Item:
     kinds: tuple[GroupKind, ...]
 
     @property
-    def name(self) -> str:
+    def name(self) -> ModelName:
         return self.llm.name
 
 
@@ -147,7 +150,7 @@ class Oracle:
         )
 
     def room(self, there: Bin, item: Item, want: float) -> float:
-        """How much of `want` the bin can take, 0 when none; a lower bound within 1/64 of `want`."""
+        """How much of `want` the bin can take, 0 when none; a lower bound within 1/32 of `want`."""
         if not self.may_join(there, item):
             return 0.0
         return self._bisect(item, there.members, there.kind, want)
@@ -169,6 +172,12 @@ class Oracle:
         if self.fits(kind, (*others, (item.index, want))):
             return want
         low, high = floor, want
+        if others or floor:
+            # Most bins have no room at all; one question settles those.
+            least = floor + LEAST_ROOM * (want - floor)
+            if not self.fits(kind, (*others, (item.index, least))):
+                return floor
+            low = least
         precision = ROOM_PRECISION * want if others else 0.0
         while high - low > max(precision, 1e-4 * high, 1e-9):
             middle = (low + high) / 2

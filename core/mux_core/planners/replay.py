@@ -17,7 +17,7 @@ from mux_core.planners.capacity import assign_groups
 from mux_core.planners.forecast import summed
 from mux_core.planners.released import DEBIT_GB, MeshResult, ReleasedSearch, ReplayResult
 from mux_core.planning import MemberEstimate, PlacementProblem, Plan
-from mux_core.units import GIB, Bytes, Percent, UnitId
+from mux_core.units import GIB, Bytes, ModelName, Percent, UnitId
 
 PREFILL_PERCENT = {1: 80, 2: 90}
 """Prefill share the release writes, by its rate scale (7B: 1, 13B: 2); 100 for larger ones."""
@@ -102,7 +102,7 @@ def _unit(unit_id: UnitId, mesh: MeshResult, group: GpuGroup, percents: dict[str
     quota = _kv_bytes(mesh)
     members = [
         Member(
-            model=tenant.name,
+            model=ModelName(tenant.name),
             replica=0,
             tensor=mesh.gpus,
             share=Share(

@@ -19,6 +19,8 @@ TRIES = 24
 LOAD_CEILING = 1.6
 """Bins beyond this load (in solo rates) are not asked: in no profile do shares pay that well."""
 MAX_SPLIT = 3
+LOOSE_PART = 0.6
+"""How often a step also takes one of the least loaded bins apart: those are near to vanishing."""
 
 
 @dataclass(slots=True)
@@ -224,10 +226,14 @@ class Inserter:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What makes one packing better: floors first, then demand by priority, then fewer GPUs."""
+    """What makes one packing better: floors first, then demand by priority, then fewer GPUs.
+
+    `targets` are inserted before anything beyond them, so that what pays most finds room first.
+    """
 
     rates: tuple[float, ...]
     priorities: tuple[int, ...]
+    targets: tuple[float, ...]
     floor: float = 1.0
 
     def cost(self, packing: Packing) -> tuple[float, ...]:
@@ -263,23 +269,31 @@ class PackingSearch:
     goal: Goal
     random: Random
 
-    def construct(self) -> Packing:
-        """The best of a few insertion orders."""
-        orders = [self._by_size, self._by_load, self._by_rate]
-        packings = [self.fill(empty_packing(), sorted(self.items, key=order)) for order in orders]
+    def construct(self, most: int = 3, base: Packing | None = None) -> Packing:
+        """The best of at most `most` insertion orders; `base` holds what may not move."""
+        orders = [self._by_size, self._by_load, self._by_rate][:most]
+        start = base or empty_packing()
+        packings = [self.fill(start.copy(), sorted(self.items, key=order)) for order in orders]
         return min(packings, key=self.goal.cost)
 
     def fill(self, packing: Packing, order: Sequence[Item]) -> Packing:
-        """Inserts every item: floors first, then what is left, best rate per GPU first."""
-        floor = self.goal.floor
+        """Inserts every item: targets first, then what is left, best rate per GPU first."""
+        goal = self.goal
+        held = _served(packing, {item.index for item in order})
+        rest = {}
         for item in order:
-            self.inserter.insert(packing, item, self.goal.rates[item.index] * floor)
-        if floor < 1:
-            self._fill_rest(packing, {i.index: i.rate * (1 - floor) for i in order})
+            served = held.get(item.index, 0.0)
+            first = max(0.0, goal.targets[item.index] - served)
+            if first > 0:
+                self.inserter.insert(packing, item, first, extend=served > 0)
+            beyond = goal.rates[item.index] - max(goal.targets[item.index], served)
+            if beyond > 1e-9:
+                rest[item.index] = beyond
+        self._fill_rest(packing, rest)
         return packing
 
     def improve(self, best: Packing, budget: Budget, pinned: frozenset[int]) -> Iterator[Packing]:
-        """Yields after every step: the best packing so far. `pinned` units are never taken apart."""
+        """Yields after every step: the best so far. `pinned` units are never taken apart."""
         cost = self.goal.cost(best)
         oracle = self.inserter.oracle
         end = oracle.asked + budget.estimates
@@ -302,36 +316,41 @@ class PackingSearch:
             self.random.shuffle(order)
         else:
             noise = {index: self.random.uniform(0.6, 1.4) for index in sorted(freed)}
-            order = sorted(freed, key=lambda i: (self._by_size(self.items[i])[0], -noise[i]
-                                                 * freed[i] / self._solo(self.items[i])))  # fmt: skip
+            order = sorted(
+                freed,
+                key=lambda i: (
+                    self._by_size(self.items[i])[:2],
+                    -noise[i] * freed[i] / self._solo(self.items[i]),
+                ),
+            )
         self._recreate(packing, freed, order)
 
     def _recreate(self, packing: Packing, freed: dict[int, float], order: Sequence[int]) -> None:
-        floor = self.goal.floor
-        if floor >= 1:
-            for index in order:
-                self.inserter.insert(packing, self.items[index], freed[index])
-            return
         served = _served(packing, set(order))
         rest = {}
         for index in order:
-            needed = floor * self.goal.rates[index] - served.get(index, 0.0)
-            first = min(freed[index], max(0.0, needed))
-            if first > 1e-9:
+            short = self.goal.targets[index] - served.get(index, 0.0)
+            first = min(freed[index], max(0.0, short))
+            if freed[index] - first < 1e-6 * freed[index]:
+                first = freed[index]
+            if first > 0:
                 self.inserter.insert(packing, self.items[index], first)
-            rest[index] = freed[index] - first
+            if freed[index] > first:
+                rest[index] = freed[index] - first
         self._fill_rest(packing, rest)
 
     def _fill_rest(self, packing: Packing, rest: dict[int, float]) -> None:
         """Demand above the floor, by priority, where a GPU serves most of it first."""
         order = sorted(
-            rest, key=lambda i: (-self.items[i].llm.priority, -self._per_gpu(self.items[i]), i)
+            rest, key=lambda i: (-self.items[i].llm.priority, -self.per_gpu(self.items[i]), i)
         )
         for index in order:
             if rest[index] > 1e-9:
-                self.inserter.insert(packing, self.items[index], rest[index], extend=True)
+                # What had no room so far joins the rest: it is tried once, not twice.
+                left = rest[index] + packing.unserved.pop(index, 0.0)
+                self.inserter.insert(packing, self.items[index], left, extend=True)
 
-    def _per_gpu(self, item: Item) -> float:
+    def per_gpu(self, item: Item) -> float:
         return max(
             (self.inserter.oracle.solo(item, kind) / kind.gpus for kind in item.kinds), default=0.0
         )
@@ -380,7 +399,7 @@ def choose_ruin(packing: Packing, random: Random, most: int) -> set[int]:
     count = len(packing.bins)
     some = random.randint(1, most)
     chosen = {random.randrange(count) for _ in range(some)}
-    if random.random() < 0.6:
+    if random.random() < LOOSE_PART:
         loose = sorted(range(count), key=lambda i: (packing.bins[i].load, i))
         chosen.add(loose[int(random.random() ** 2 * min(count, 8))])
     return chosen
