@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import openai
@@ -58,8 +58,17 @@ def client_of(port: int) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"http://{HOST}:{port}/v1", api_key="none", max_retries=0)
 
 
+async def eventually(probe: Callable[[], Awaitable[bool]]) -> None:
+    """Waits for what nobody announces."""
+    async with asyncio.timeout(30):
+        while not await probe():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.01)
+
+
 async def until(gateway: Gateway, *, held: int, name: str = "alpha") -> None:
     """Waits until `held` requests of the model wait at the gateway."""
-    async with asyncio.timeout(30):
-        while gateway.desk.held(name) != held:  # noqa: ASYNC110 - the desk tells nobody
-            await asyncio.sleep(0.005)
+
+    async def probe() -> bool:
+        return gateway.desk.held(name) == held
+
+    await eventually(probe)

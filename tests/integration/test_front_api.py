@@ -502,3 +502,20 @@ async def test_finish_by_length_is_said(client: openai.AsyncOpenAI,
     generator.script = lambda r: outputs(ids("the fox"), rid=r.rid, finish=Finish.LENGTH)
     answer = await client.completions.create(model="alpha", prompt="x", max_tokens=5)
     assert answer.choices[0].finish_reason == "length"
+
+
+async def test_streams_that_run_when_the_front_ends_are_told(generator: ScriptedGenerator) -> None:
+    generator.pace = asyncio.Semaphore(1)
+    front = Front(generator, namespace="ns", pool="p", unit="u0")
+    await front.start(HOST, 0, 0)
+    await front.sync_models()
+    body = {"model": "alpha", "prompt": "the quick brown fox", "stream": True}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"http://{HOST}:{front.http_port}/v1/completions", json=body) as answer,
+    ):
+        await answer.content.readany()
+        await front.close()
+        rest = (await answer.content.read()).decode()
+    assert json.loads(rest.removeprefix("data: "))["error"]["code"] == "stream_cut"
+    assert not generator.running

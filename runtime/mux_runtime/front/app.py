@@ -92,7 +92,8 @@ class Front:
             await self._open_model_port(loaded.served)
 
     async def close(self) -> None:
-        """Closes all ports; running requests are cut."""
+        """Closes all ports; running streams end with an error event."""
+        self._service.streams.cut_all()
         for door in (*self._model_ports.values(), *self._doors.values()):
             await self._close(door)
         self._model_ports.clear()

@@ -4,6 +4,7 @@ The generator's iterator is closed on every way out, so a client that goes away 
 at the model's next step.
 """
 
+import asyncio
 import contextlib
 import random
 import time
@@ -29,6 +30,7 @@ from mux_runtime.openai.errors import ApiError
 from mux_runtime.openai.fields import Body, decode_object
 from mux_runtime.openai.hop import EventReport, headers_of
 from mux_runtime.openai.responses import event, usage
+from mux_runtime.openai.streams import Streams
 
 SSE_HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8",
                       "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # fmt: skip
@@ -76,6 +78,7 @@ class Service:
         self._clock = clock
         self._draw = draw
         self._new_id = new_id
+        self.streams = Streams()
 
     async def completions(self, http: web.Request, door: Door) -> web.StreamResponse:
         return await self._serve(http, door, self._completion_prompt)
@@ -183,15 +186,27 @@ class Service:
             await response.prepare(http)
             await response.write(job.answer.opening() + job.answer.chunk(first))
             try:
-                async for delta in deltas:
-                    if chunk := job.answer.chunk(delta):
-                        await response.write(chunk)
+                await self._write(response, job, deltas)
             except ApiError as error:
                 await response.write(event(error.body()))
             else:
                 await response.write(self._closing_events(job, meter, door))
             await response.write_eof()
         return response
+
+    async def _write(self, response: web.StreamResponse, job: Job,
+                     deltas: AsyncIterator[Delta]) -> None:  # fmt: skip
+        """The deltas after the first. Raises ApiError when the request or this front ends."""
+        try:
+            with self.streams.running():
+                async for delta in deltas:
+                    if chunk := job.answer.chunk(delta):
+                        await response.write(chunk)
+        except asyncio.CancelledError:
+            if not self.streams.cutting:
+                raise
+            raise errors.unavailable("stream cut: its unit ends; send the request again",
+                                     code="stream_cut") from None  # fmt: skip
 
     def _closing_events(self, job: Job, meter: Meter, door: Door) -> bytes:
         counts = usage(len(job.request.prompt), job.text.token_count)

@@ -3,7 +3,7 @@
 gateway = Gateway()
 await gateway.start(host, port, metrics_port=..., control_port=...)
 await gateway.follow(path)       # in a task: takes tables from a file, too
-await gateway.drain(timeout_s)   # refuses new requests, lets running ones end
+await gateway.drain(timeout_s)   # refuses new requests, waits for the others
 await gateway.close()
 """
 
@@ -66,16 +66,17 @@ class Gateway:
         await self.book.follow(path)
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuses new requests; waits for the others, then cuts their streams."""
+        """Refuses new requests and gives the others time to end."""
         self._draining = True
         self.desk.send_away()
         if self._inside:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), timeout_s)
-        self.proxy.cut_all()
 
     async def close(self) -> None:
-        """Closes everything; what still runs is cut."""
+        """Closes everything; streams that still run end with an error event."""
+        self.desk.send_away()
+        self.proxy.streams.cut_all()
         for runner in (self._http, self._metrics_http):
             if runner is not None:
                 await runner.cleanup()

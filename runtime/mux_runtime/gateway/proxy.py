@@ -25,6 +25,7 @@ from mux_runtime.openai.fields import decode_object
 from mux_runtime.openai.hop import whole_report
 from mux_runtime.openai.responses import event
 from mux_runtime.openai.series import SloTargets
+from mux_runtime.openai.streams import Streams
 
 MAX_SENDS: Final = 2
 """A request and one retry."""
@@ -55,7 +56,7 @@ class Visit:
 
 
 class Proxy:
-    """Forwards OpenAI requests to units. `cut_all` ends what still streams."""
+    """Forwards OpenAI requests to units."""
 
     def __init__(self, book: RouteBook, desk: Desk, units: Units,
                  metrics: GatewayMetrics) -> None:  # fmt: skip
@@ -63,12 +64,7 @@ class Proxy:
         self._desk = desk
         self._units = units
         self._metrics = metrics
-        self._streams: set[asyncio.Task[object]] = set()
-        self._cutting = False
-
-    @property
-    def streams(self) -> int:
-        return len(self._streams)
+        self.streams = Streams()
 
     async def forward(self, http: web.Request) -> web.StreamResponse:
         """Answers one POST. Raises ApiError for what the gateway itself refuses."""
@@ -89,12 +85,6 @@ class Proxy:
             raise
         finally:
             self._metrics.left(route)
-
-    def cut_all(self) -> None:
-        """Ends every stream with an error event; the drain time is over."""
-        self._cutting = True
-        for task in self._streams:
-            task.cancel()
 
     def _known_route(self, name: str) -> Route:
         route = self._book.table.route(name)
@@ -230,7 +220,7 @@ class Proxy:
     async def _stream(self, http: web.Request, answer: Answer, visit: Visit) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers=_headers(answer))
         events = EventSplitter()
-        with self._streaming():
+        with self.streams.running():
             try:
                 await response.prepare(http)
                 async for data in _chunks(answer):
@@ -238,7 +228,7 @@ class Proxy:
                         self._first_byte(visit, _now())
                         await response.write(whole)
             except asyncio.CancelledError:
-                if not self._cutting:
+                if not self.streams.cutting:
                     raise
                 return await self._cut(response, visit, Cut.DRAIN)
             except ConnectionResetError:  # the client went away
@@ -265,16 +255,6 @@ class Proxy:
             await response.write(event(error.body()))
             await response.write_eof()
         return response
-
-    @contextlib.contextmanager
-    def _streaming(self) -> Iterator[None]:
-        task = asyncio.current_task()
-        assert task is not None
-        self._streams.add(task)
-        try:
-            yield
-        finally:
-            self._streams.discard(task)
 
     def _first_byte(self, visit: Visit, at: float) -> None:
         if visit.first_byte_at is None:
