@@ -76,6 +76,17 @@ class ControlPlane:
 
         eventually(ready, "the API server is ready", within=_READY_WITHIN)
 
+    def resume(self) -> None:
+        """End an outage of the API server: start it, return when it is ready.
+
+        Controllers and scheduler begin anew, as in a cluster where they lose their leases meanwhile;
+        left alone, their watches come back only after a back-off of up to a minute.
+        """
+        self.api_server.restart()
+        self.wait_ready()
+        self.controllers.restart()
+        self.scheduler.restart()
+
     def stop(self) -> None:
         for part in reversed(self.parts):
             part.kill()

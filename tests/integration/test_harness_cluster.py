@@ -108,8 +108,7 @@ def test_the_api_server_survives_kill_and_restart(cluster: Cluster, kubectl: Kub
     plane.api_server.kill()
     with pytest.raises(CommandError):
         kubectl("get", "configmap", "kept", "--request-timeout=2s")
-    plane.api_server.start()
-    plane.wait_ready()
+    plane.resume()
     assert kubectl.get("configmap", "kept")["data"] == {"a": "1"}
     kubectl.apply(server(1))
     kubectl("rollout", "status", "deployment/web", "--timeout=30s")
