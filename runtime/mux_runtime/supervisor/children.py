@@ -39,7 +39,10 @@ class Child:
 
 
 class Children:
-    """All children. `ended` is told each one's exit code (negative: the signal), once."""
+    """All children, each in a session of its own: Ctrl-C reaches this process alone.
+
+    `ended` is told each one's exit code (negative: the signal), once.
+    """
 
     def __init__(self, logs: Path, ended: Callable[[Child, int], None]) -> None:
         self._logs = logs
@@ -53,7 +56,8 @@ class Children:
         with log.open(mode) as file:
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                env={**os.environ, **(env or {})}, preexec_fn=_end_with_parent,
+                env={**os.environ, **(env or {})}, start_new_session=True,
+                preexec_fn=_end_with_parent,
             )  # fmt: skip
         child = Child(name=name, process=process, log=log)
         self._running[name] = child
