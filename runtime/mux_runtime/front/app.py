@@ -21,6 +21,7 @@ from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
 from mux_core.errors import PeerError
+from mux_runtime.front import tokenizer
 from mux_runtime.front.catalog import Catalog
 from mux_runtime.front.metrics import FrontMetrics, model_exposition
 from mux_runtime.front.service import Door, Service
@@ -76,6 +77,7 @@ class Front:
     async def start(self, host: str, http_port: int, internal_port: int) -> None:
         """Opens both unit-wide ports (0: any free one). Raises PeerError when one is taken."""
         self._host = host
+        tokenizer.warm_up()
         self._doors["http"] = await self._open(Door(counts=True), http_port)
         self._doors["internal"] = await self._open(Door(counts=False), internal_port)
 

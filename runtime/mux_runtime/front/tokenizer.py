@@ -16,6 +16,7 @@ from mux_runtime.openai.requests import Message
 
 T = TypeVar("T")
 _THREADS: Final = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenize")
+_IMPORTING: Final = threading.Lock()
 
 
 class Tokenizer:
@@ -87,11 +88,21 @@ async def load(path: str) -> Tokenizer:
     return await _in_thread(_load, path)
 
 
-def _load(path: str) -> Tokenizer:
-    from transformers import AutoTokenizer
+def warm_up() -> None:
+    """Begins to import transformers, so that the first model need not wait for it."""
+    _THREADS.submit(_auto_tokenizer)
 
+
+def _auto_tokenizer() -> Any:
+    with _IMPORTING:
+        from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def _load(path: str) -> Tokenizer:
     try:
-        return Tokenizer(AutoTokenizer.from_pretrained(path, local_files_only=True))
+        return Tokenizer(_auto_tokenizer().from_pretrained(path, local_files_only=True))
     except Exception as error:  # transformers raises whatever its parsers raise
         raise SpecError(f"checkpoint {path}: no usable tokenizer ({type(error).__name__}: "
                         f"{error}); add its tokenizer.json") from error  # fmt: skip
