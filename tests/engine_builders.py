@@ -247,7 +247,8 @@ class Driver:
         kv = self.host.abort(rid)
         if kv is not None:
             tracked = self.requests.pop(rid)
-            assert kv.num_tokens == tracked.kv_tokens
+            if tracked.phase is Phase.DECODE:
+                assert kv.num_tokens == tracked.kv_tokens
             self._hand_over(kv)
         return kv
 
@@ -287,7 +288,8 @@ class Driver:
         assert self.host.stats().owned_rows == len(self.owned), "rows owned do not add up"
 
     def _leave(self, result: StepResult) -> None:
-        assert set(result.freed) <= self.owned and len(set(result.freed)) == len(result.freed)
+        assert set(result.freed) <= self.owned
+        assert len(set(result.freed)) == len(result.freed)
         self.owned.difference_update(result.freed)
         self.world.give_back(result.freed, self.geometry)
         for rid, kv in result.handoffs.items():
@@ -298,7 +300,8 @@ class Driver:
 
     def _hand_over(self, kv: KVHandoff) -> None:
         private = set(kv.rows[kv.shared_rows :])
-        assert private <= self.owned and len(set(kv.rows)) == len(kv.rows)
+        assert private <= self.owned
+        assert len(set(kv.rows)) == len(kv.rows)
         self.owned -= private
 
 
