@@ -103,11 +103,12 @@ class Carrier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """An inspect run of a model: under way (`result` None) or ended."""
+    """An inspect run: under way (no `result`, `message` says what it waits for) or ended."""
 
     model: ModelName
     source: str
     result: Resolved | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

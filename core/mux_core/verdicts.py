@@ -156,8 +156,10 @@ def _resolved(view: _View) -> Condition:
         return _no(_C.MODEL_RESOLVED, _R.UNSUPPORTED_SOURCE, item.source_error, permanent=True)
     known = resolution(item, view.snapshot.seen)
     if known is None:
+        runs = [run for run in view.snapshot.seen.inspections if run.model == item.name]
+        waits = "".join(f": {run.message}" for run in runs if run.message)
         return condition(_C.MODEL_RESOLVED, Truth.UNKNOWN, _R.RESOLVING,
-                         f"reading {spec.source.key}")  # fmt: skip
+                         f"reading {spec.source.key}{waits}")  # fmt: skip
     if known.error_reason:
         return _no(_C.MODEL_RESOLVED, Reason(known.error_reason), known.message, permanent=True)
     return _yes(_C.MODEL_RESOLVED, _R.RESOLVED)

@@ -74,7 +74,7 @@ class _Memory:
 
 
 class Reconciler:
-    """Works on the pools of one door. `clock` is the epoch's, in seconds."""
+    """Works on the pools of one door while `may_act` is set; `clock` is the epoch's."""
 
     def __init__(
         self,
@@ -84,12 +84,14 @@ class Reconciler:
         timing: Timing | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
+        may_act: asyncio.Event | None = None,
     ) -> None:
         self._cluster = cluster
         self._planner: Planner = planner or FirstFit()
         self._timing = timing or Timing()
         self._metrics = metrics or Metrics()
         self._clock = clock
+        self._may_act = may_act
         self._memories: dict[PoolKey, _Memory] = {}
         self.queue = WorkQueue(time.monotonic, debounce_s=self._timing.debounce)
         self.last_cycle_at = time.monotonic()
@@ -118,6 +120,8 @@ class Reconciler:
     async def _work(self) -> None:
         while True:
             key = await self.queue.take()
+            if self._may_act is not None:
+                await self._may_act.wait()
             started = time.monotonic()
             try:
                 await self.cycle(key)

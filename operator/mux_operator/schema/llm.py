@@ -196,6 +196,10 @@ def status() -> Schema:
                                         "headDim", "vocab", "maxModelLen")},
         **{name: boolean() for name in ("tiedEmbeddings", "qkvBias", "qkNorm")},
     })  # fmt: skip
+    resolved = record({
+        "source": text(longest=768), "weightBytes": integer(), "geometry": geometry,
+        "errorReason": text(longest=64), "message": text(longest=4096),
+    })  # fmt: skip
     return record({
         "observedGeneration": integer(least=0),
         "servedName": text(), "url": text(longest=512), "port": integer(),
@@ -205,9 +209,8 @@ def status() -> Schema:
         "placements": listing(placement, most=64),
         "demand": record({"rate": text(longest=32), "source": text(longest=32),
                           "asOf": {"type": "string", "format": "date-time"}}),
-        "resolved": record({
-            "source": text(longest=768), "weightBytes": integer(), "geometry": geometry,
-            "errorReason": text(longest=64), "message": text(longest=4096)}),
+        "resolved": resolved,
+        "previous": resolved,
     })  # fmt: skip
 
 

@@ -1,0 +1,229 @@
+"""Statuses as the API shows them, and back: the other half of the schema; pure.
+
+Reading back is what lets a restarted operator know geometry, ports and condition times without
+asking anyone again.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from mux_core.llm import Dtype, ModelGeometry
+from mux_core.placement import Placement, Unit
+from mux_core.planning import Plan, PlanStep, Prediction
+from mux_core.status import (
+    Condition,
+    LlmStatus,
+    MeasuredDemand,
+    PlacementStatus,
+    PoolStatus,
+    Resolved,
+    Truth,
+)
+from mux_core.units import Bytes
+from mux_operator import names
+from mux_operator.schema import API_VERSION
+
+Document = dict[str, Any]
+
+_GEOMETRY = {
+    "architecture": "architecture", "layers": "layers", "hidden": "hidden",
+    "intermediate": "intermediate", "heads": "heads", "kvHeads": "kv_heads",
+    "headDim": "head_dim", "vocab": "vocab", "maxModelLen": "max_model_len",
+    "tiedEmbeddings": "tied_embeddings", "qkvBias": "qkv_bias", "qkNorm": "qk_norm",
+}  # fmt: skip
+
+
+def timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def llm_status(model: str, status: LlmStatus) -> Document:
+    document: Document = {
+        "selector": f"{names.SERVES}{model}=serving",
+        "observedGeneration": status.observed_generation,
+        "servedName": status.served_name,
+        "url": status.url,
+        "port": status.port,
+        "state": status.state,
+        "unit": status.unit,
+        "replicas": status.replicas,
+        "readyReplicas": status.ready_replicas,
+        "conditions": [_condition(item) for item in status.conditions],
+        "placements": [_placement(item) for item in status.placements],
+    }
+    if status.demand is not None:
+        document["demand"] = {"rate": _rate(status.demand.rate), "source": status.demand.source,
+                              "asOf": timestamp(status.demand.as_of)}  # fmt: skip
+    if status.resolved is not None:
+        document["resolved"] = _resolved(status.resolved)
+    if status.previous is not None:
+        document["previous"] = _resolved(status.previous)
+    return document
+
+
+def read_llm_status(document: Mapping[str, Any]) -> LlmStatus:
+    """What of a written status decisions need; placements are observed anew."""
+    demand = document.get("demand")
+    return LlmStatus(
+        observed_generation=document.get("observedGeneration", 0),
+        served_name=document.get("servedName", ""),
+        port=document.get("port", 0),
+        conditions=_read_conditions(document),
+        demand=None if demand is None else MeasuredDemand(
+            rate=float(demand["rate"]), source=demand["source"], as_of=seconds(demand["asOf"])),
+        resolved=_read_resolved(document.get("resolved")),
+        previous=_read_resolved(document.get("previous")),
+    )  # fmt: skip
+
+
+def pool_status(status: PoolStatus) -> Document:
+    return {
+        "observedGeneration": status.observed_generation,
+        "gpus": status.gpus,
+        "freeGpus": status.free_gpus,
+        "unitCount": len(status.units),
+        "inventory": [{"node": n, "gpus": count} for n, count in sorted(status.inventory.items())],
+        "units": [
+            {"name": unit.unit, "pod": unit.pod, "node": unit.node, "gpus": list(unit.gpus),
+             "models": list(unit.models), "state": unit.state}
+            for unit in status.units
+        ],
+        "activePlan": status.active_plan,
+        "conditions": [_condition(item) for item in status.conditions],
+    }  # fmt: skip
+
+
+def read_pool_status(document: Mapping[str, Any]) -> PoolStatus:
+    return PoolStatus(observed_generation=document.get("observedGeneration", 0),
+                      conditions=_read_conditions(document))  # fmt: skip
+
+
+def plan_manifest(
+    name: str, *, namespace: str, pool: str, pool_uid: str, revision: int, inputs_hash: str,
+    current: Placement, plan: Plan,
+) -> Document:  # fmt: skip
+    """A PlacementPlan as people read it."""
+    owner = {"apiVersion": API_VERSION, "kind": "GPUPool", "name": pool, "uid": pool_uid,
+             "controller": True, "blockOwnerDeletion": False}  # fmt: skip
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "PlacementPlan",
+        "metadata": {
+            "name": name, "namespace": namespace, "ownerReferences": [owner],
+            "labels": {names.PART_OF: names.US, names.MANAGED_BY: names.MANAGER,
+                       names.POOL: pool, names.REVISION: str(revision)},
+        },
+        "spec": {
+            "poolRef": {"name": pool},
+            "inputsHash": inputs_hash,
+            "strategy": plan.strategy,
+            "current": [_unit(unit) for unit in current.units],
+            "proposed": [_unit(unit) for unit in plan.proposed.units],
+            "steps": [_step(number, step) for number, step in enumerate(plan.steps)],
+            "predicted": {"proposed": _prediction(plan.prediction)},
+            "alternatives": [
+                {"summary": a.summary, "rejectedBecause": a.rejected_because, "message": a.message}
+                for a in plan.alternatives[:8]
+            ],
+            "unplaced": [{"model": u.model, "reason": u.reason, "message": u.message[:1024]}
+                         for u in plan.unplaced],
+        },
+    }  # fmt: skip
+
+
+def plan_status(plan: Plan) -> Document:
+    return {
+        "phase": "Completed",
+        "steps": len(plan.steps),
+        "disruptiveSteps": sum(1 for step in plan.steps if step.disruptive),
+    }
+
+
+def _condition(item: Condition) -> Document:
+    return {"type": str(item.type), "status": str(item.status), "reason": str(item.reason),
+            "message": item.message[:4096], "observedGeneration": item.observed_generation,
+            "lastTransitionTime": timestamp(item.since)}  # fmt: skip
+
+
+def _read_conditions(document: Mapping[str, Any]) -> tuple[Condition, ...]:
+    return tuple(
+        Condition(type=c["type"], status=Truth(c["status"]), reason=c["reason"],
+                  message=c.get("message", ""), since=seconds(c["lastTransitionTime"]),
+                  observed_generation=c.get("observedGeneration", 0))
+        for c in document.get("conditions", ())
+    )  # fmt: skip
+
+
+def _placement(item: PlacementStatus) -> Document:
+    return {
+        "unit": item.unit, "pod": item.pod, "node": item.node, "gpus": list(item.gpus),
+        "tensor": item.tensor, "kv": item.kv_bytes, "state": item.state, "reason": item.reason,
+        "compute": {"prefill": item.prefill_percent, "decode": item.decode_percent},
+    }  # fmt: skip
+
+
+def _resolved(item: Resolved) -> Document:
+    document: Document = {"source": item.source, "weightBytes": item.weight_bytes,
+                          "errorReason": str(item.error_reason),
+                          "message": item.message[:4096]}  # fmt: skip
+    if item.geometry is not None:
+        shape = {theirs: getattr(item.geometry, ours) for theirs, ours in _GEOMETRY.items()}
+        document["geometry"] = {**shape, "dtype": str(item.geometry.dtype)}
+    return document
+
+
+def _read_resolved(document: Mapping[str, Any] | None) -> Resolved | None:
+    if document is None:
+        return None
+    shape = document.get("geometry")
+    geometry = None
+    if shape is not None:
+        fields = {ours: shape[theirs] for theirs, ours in _GEOMETRY.items()}
+        geometry = ModelGeometry(**fields, dtype=Dtype(shape["dtype"]))
+    return Resolved(
+        source=document["source"], geometry=geometry,
+        weight_bytes=Bytes(document.get("weightBytes", 0)),
+        error_reason=document.get("errorReason", ""), message=document.get("message", ""),
+    )  # fmt: skip
+
+
+def _unit(unit: Unit) -> Document:
+    return {
+        "name": unit.id, "node": unit.group.node, "gpus": list(unit.group.gpus),
+        "size": unit.group.size,
+        "members": [
+            {"model": m.model, "replica": m.replica, "tensor": m.tensor, "rate": _rate(m.rate),
+             "compute": {"prefill": m.share.prefill, "decode": m.share.decode},
+             "kv": {"guaranteed": m.kv.guaranteed, "limit": m.kv.limit}}
+            for m in unit.members
+        ],
+    }  # fmt: skip
+
+
+def _step(number: int, step: PlanStep) -> Document:
+    document = {
+        "id": number, "kind": str(step.kind), "to": step.unit, "disruptive": step.disruptive,
+        "predictedUnavailable": f"{step.predicted_unavailable_s:g}s",
+        "reason": str(step.reason), "message": step.message[:1024],
+    }  # fmt: skip
+    if step.model is not None:
+        document["model"] = step.model
+    if step.source is not None:
+        document["from"] = step.source
+    return document
+
+
+def _prediction(prediction: Prediction) -> Document:
+    document = {"gpus": prediction.gpus_used, "throughput": _rate(prediction.goodput)}
+    if prediction.attainment is not None:
+        document["attainment"] = f"{prediction.attainment:.4f}"
+    return document
+
+
+def _rate(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
