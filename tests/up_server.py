@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import psutil
 
 from mux_cli.demo_files import llm_manifest, write_manifests
@@ -48,8 +49,8 @@ class UpServer:
         return next((m for m in self.status()["models"] if m["name"] == name), {})
 
     def served(self) -> set[str]:
-        answer = httpx.get(f"{self.url}/v1/models", timeout=10)
-        return {model["id"] for model in answer.json()["data"]}
+        _, text = fetch(f"{self.url}/v1/models")
+        return {model["id"] for model in json.loads(text)["data"]}
 
     def tree(self) -> list[psutil.Process]:
         """The server and everything below it; remembered for `leftovers`."""
@@ -141,6 +142,18 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = START_S) -> Non
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s"
         time.sleep(0.05)
+
+
+def fetch(url: str, body: Any = None) -> tuple[int, str]:
+    """Status and text of one GET, or of one POST of `body` as JSON."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 def shared_memory() -> set[str]:

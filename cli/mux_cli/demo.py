@@ -7,6 +7,7 @@ once, and says what happened. Leaves the server running; `--exit` ends it.
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ FOLDER = Path(".demo")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; the exit code is the server's when that ends early."""
     args = _arguments(argv)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     console.print("[bold]Three tiny models, one CPU slot, one endpoint[/bold]")
     manifests = _make_files(args.folder, console)
     return asyncio.run(_demo(args, manifests, console))
@@ -40,15 +41,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _make_files(folder: Path, console: Console) -> Path:
     """The folder of manifests; models are made once."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers draws bars for each tiny file
     from mux_cli.tiny_models import write_demo
 
     with console.status("making the models (random weights, own tokenizers)"):
         models = write_demo((folder / "models").resolve())
     for name, path in models.items():
         size = sum(file.stat().st_size for file in path.iterdir()) / (1 << 20)
-        console.print(f"  {name}: {path} ({size:.1f} MiB)")
+        console.print(f"  {name}: {path} ({size:.1f} MiB)", soft_wrap=True)
     manifests = write_manifests(folder / "manifests", models)
-    console.print(f"  manifests: {manifests} (3 LLMDeployments, 1 GPUPool of {DEMO_MEMORY})")
+    console.print(f"  manifests: {manifests} (3 LLMDeployments, 1 GPUPool of {DEMO_MEMORY})",
+                  soft_wrap=True)  # fmt: skip
     return manifests
 
 
@@ -56,7 +59,7 @@ async def _demo(args: argparse.Namespace, manifests: Path, console: Console) -> 
     data = (args.folder / "state").resolve()
     command = [sys.executable, "-m", "mux_cli.main", "up", "-f", str(manifests),
                "--port", str(args.port), "--data-dir", str(data)]  # fmt: skip
-    console.print(f"\n[bold]$ muxserve {' '.join(command[3:])}[/bold]")
+    console.print(f"\n$ muxserve {' '.join(command[3:])}", style="bold", soft_wrap=True)
     server = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
@@ -94,7 +97,8 @@ async def _ready(stdout: asyncio.StreamReader) -> str | None:
 
 async def _relay(stderr: asyncio.StreamReader, console: Console) -> None:
     async for raw in stderr:
-        console.print("  " + raw.decode(errors="replace").rstrip(), style="dim", markup=False)
+        console.print("  " + raw.decode(errors="replace").rstrip(), style="dim", markup=False,
+                      soft_wrap=True)  # fmt: skip
 
 
 def _ends_on_signal(server: asyncio.subprocess.Process) -> asyncio.Event:

@@ -14,7 +14,8 @@ def print_outcome(seen: Seen, console: Console) -> None:
     table = Table(title="What happened", title_justify="left", title_style="bold", box=None,
                   pad_edge=False, header_style="bold")  # fmt: skip
     for name in ("model", "unit", "SM share p/d", "KV planned", "KV peak", "tokens", "TTFT"):
-        table.add_column(name, justify="left" if name in ("model", "unit") else "right")
+        left = name in ("model", "unit")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for model in seen.status["models"]:
         table.add_row(*_row(model, seen))
     console.print()

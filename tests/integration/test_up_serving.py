@@ -5,7 +5,6 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import openai
 import psutil
 import pytest
@@ -14,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from load import Ask, Fate, random_asks, run_load
 from mux_cli.tiny_models import DEMO, write_demo
 from reference_tokens import greedy_tokens
-from up_server import UpServer, add_model, muxserve_up, wait_until
+from up_server import UpServer, add_model, fetch, muxserve_up, wait_until
 
 pytestmark = pytest.mark.engine
 MODELS = sorted(DEMO)
@@ -34,7 +33,7 @@ def server(
 
 
 def samples(url: str) -> Iterator[tuple[str, dict[str, str], float]]:
-    for family in text_string_to_metric_families(httpx.get(url, timeout=10).text):
+    for family in text_string_to_metric_families(fetch(url)[1]):
         for sample in family.samples:
             yield sample.name, sample.labels, sample.value
 
@@ -97,9 +96,9 @@ def test_the_openai_client_chats_by_stream(server: UpServer) -> None:
 
 def test_an_unknown_model_names_those_there_are(server: UpServer) -> None:
     body = {"model": "nobody", "prompt": "x"}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=10)
-    assert answer.status_code == 404
-    assert all(name in answer.text for name in MODELS)
+    status, text = fetch(f"{server.url}/v1/completions", body)
+    assert status == 404
+    assert all(name in text for name in MODELS)
 
 
 async def test_a_killed_engine_host_costs_no_request(

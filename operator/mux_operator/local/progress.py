@@ -7,13 +7,16 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from mux_core.reasons import ConditionType
 from mux_core.snapshot import Carrier, LlmObject
 from mux_core.specs import PoolKey
 from mux_core.status import Condition, LlmStatus, PoolStatus
 from mux_core.units import ModelName
+
+PASSING_S: Final = 0.3
+"""A state that lasts shorter is not told."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,6 +28,7 @@ class Progress:
     out: TextIO = field(default_factory=lambda: sys.stdout)
     _started: float = field(init=False)
     _last: dict[str, str] = field(default_factory=dict)
+    _pending: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._started = self.clock()
@@ -41,11 +45,22 @@ class Progress:
         print(f"ready {url}", file=self.out, flush=True)
 
     def told(self, name: ModelName, before: LlmStatus | None, after: LlmStatus) -> None:
-        """A model's status, when its state or its reason is another than the last one told."""
+        """Notes a model's status; `flush` prints it when it is another than the last printed."""
         ready = after.condition(ConditionType.READY)
         if ready is None:
             return
-        text = describe(name, after, ready)
+        self._pending[name] = (self.clock(), describe(name, after, ready))
+        if ready.holds or ready.permanent:
+            self._print(name)
+
+    def flush(self) -> None:
+        """Prints what lasted a moment; a state that passed at once is nobody's news."""
+        for name, (since, _) in list(self._pending.items()):
+            if self.clock() - since >= PASSING_S:
+                self._print(name)
+
+    def _print(self, name: str) -> None:
+        _, text = self._pending.pop(name)
         if self._last.get(name) != text:
             self._last[name] = text
             self.line(text)
@@ -63,6 +78,7 @@ class Progress:
     def forget(self, name: str) -> None:
         """A model that is gone; it may come back and is then told anew."""
         self._last.pop(name, None)
+        self._pending.pop(name, None)
 
 
 def describe(name: str, status: LlmStatus, ready: Condition) -> str:

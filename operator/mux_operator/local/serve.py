@@ -149,6 +149,7 @@ class Server:
         while self._trees.deaths:
             self._progress.line(f"unit {self._trees.deaths.pop(0)}")
         self._keep_gateway()
+        self._progress.flush()
 
     def _follow_files(self) -> None:
         changes = self._watch.look(signatures(self._options.paths))

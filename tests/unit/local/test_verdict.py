@@ -49,20 +49,22 @@ def test_a_model_serves_waits_or_has_failed(llm: LlmObject, field: str) -> None:
     assert verdict.settled is (field != "waiting")
 
 
-@pytest.fixture
-def told() -> tuple[Progress, io.StringIO]:
-    err = io.StringIO()
-    return Progress(clock=lambda: 2.0, err=err, out=io.StringIO()), err
-
-
-def test_a_status_is_told_once_per_change(told: tuple[Progress, io.StringIO]) -> None:
-    progress, err = told
-    starting, serving = model(Reason.STARTING).status, model(Reason.READY).status
-    for status in (starting, starting, serving, serving):
+def test_a_status_that_lasts_is_told_once() -> None:
+    now, err = [0.0], io.StringIO()
+    progress = Progress(clock=lambda: now[0], err=err, out=io.StringIO())
+    starting, passing = model(Reason.STARTING).status, model(Reason.GATEWAY_DOWN).status
+    for status in (starting, passing, starting):
         progress.told(ModelName("m"), None, status)
+        progress.flush()
+    now[0] = 1.0
+    progress.flush()
+    progress.told(ModelName("m"), None, starting)
+    now[0] = 2.0
+    progress.flush()
+    progress.told(ModelName("m"), None, model(Reason.READY).status)
     assert err.getvalue().splitlines() == [
-        "[   0.0 s] m: Starting: why",
-        "[   0.0 s] m: serving as 'm' in u0",
+        "[   1.0 s] m: Starting: why",
+        "[   2.0 s] m: serving as 'm' in u0",
     ]
 
 
