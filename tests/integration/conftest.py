@@ -27,7 +27,7 @@ USERS = (User(name="operator"), User(name="visitor"))
 # The seat of further kinds of nodes: a real kubelet takes one here.
 NODES: dict[str, MakeNode] = {"process": ProcessNode}
 # What an image runs when its container names no command: ENTRYPOINT by repository, without tag.
-ENTRYPOINTS: dict[str, tuple[str, ...]] = {}
+ENTRYPOINTS: dict[str, tuple[str, ...]] = {"muxserve": (sys.executable,)}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
