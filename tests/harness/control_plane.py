@@ -79,7 +79,7 @@ class ControlPlane:
     def resume(self) -> None:
         """End an outage of the API server: start it, return when it is ready.
 
-        Controllers and scheduler begin anew, as in a cluster where they lose their leases meanwhile;
+        Controllers and scheduler begin anew, as in a cluster where they lose their leases;
         left alone, their watches come back only after a back-off of up to a minute.
         """
         self.api_server.restart()
