@@ -7,6 +7,7 @@ is `[step, phases, budget, seqs, rows]`.
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import Sequence
@@ -153,6 +154,11 @@ class HostLink:
     def disconnect(self) -> None:
         """Closes the socket; the host exits as soon as its call under way ends."""
         self._writer.close()
+
+    async def wait_disconnected(self) -> None:
+        """Waits until the socket closed by `disconnect` is released."""
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
     async def _call(self, request: Message) -> Message:
         subject = f"engine host {self.hello.host_id} epoch {self.hello.epoch}"
