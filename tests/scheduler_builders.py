@@ -242,7 +242,8 @@ def unit(
     scheduler = UnitScheduler(
         allocator=allocator, starter=starter, unit_bytes=256,
         settings=Settings(**{"backoff_s": 0.001, "adapt_after_hold_s": 0.001,
-                             "urgent_after_s": 0.02, "reclaim_after_s": 0.02} | settings),
+                             "urgent_after_s": 0.02, "reclaim_after_s": 0.02,
+                             "audit_every_s": 0.0} | settings),
     )  # fmt: skip
     return ToyScheduler(scheduler=scheduler, starter=starter, allocator=allocator)
 

@@ -81,22 +81,23 @@ class UnitCollector(Collector):
             "muxserve_unit_grant_duration_seconds", "From a grant to its result.",
             labels=(*_U, "phase"),
         )  # fmt: skip
-        for phase, seen in scheduler.step_seconds.items():
+        for phase, seen in scheduler.rounds.step_seconds.items():
             steps.add_metric((*unit, phase.value), seen.buckets(), seen.total)
         yield steps
         rounds = HistogramMetricFamily(
             "muxserve_unit_round_duration_seconds", "One scheduler decision.", labels=_U
         )
-        rounds.add_metric(unit, scheduler.round_seconds.buckets(), scheduler.round_seconds.total)
+        decided = scheduler.rounds.decision_seconds
+        rounds.add_metric(unit, decided.buckets(), decided.total)
         yield rounds
         held = CounterMetricFamily("muxserve_unit_held", "Phases held in a round, by reason.",
                                    labels=(*_U, "reason"))  # fmt: skip
-        for why, count in sorted(scheduler.holds.items()):
+        for why, count in sorted(scheduler.rounds.holds.items()):
             held.add_metric((*unit, why.value), count)
         yield held
         bugs = CounterMetricFamily("muxserve_unit_invariant_violations",
                                    "Broken rules of our own, each a bug.", labels=_U)  # fmt: skip
-        bugs.add_metric(unit, scheduler.bugs)
+        bugs.add_metric(unit, scheduler.rounds.bugs)
         yield bugs
 
     def _member_gauges(self) -> Iterable[Metric]:

@@ -19,7 +19,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry
 
-from mux_core.errors import MuxError, PeerError, SpecError
+from mux_core.errors import InvariantError, MuxError, SpecError
 from mux_core.unitspec import Device, UnitSpec
 from mux_runtime.brain.control import Bell, UnitControl, serve_control
 from mux_runtime.brain.gates import CoreGate, FileGate, StartGate
@@ -119,7 +119,7 @@ class Brain:
         self.members.reconcile()
         following = asyncio.create_task(self._follow())
         _log.info("unit_up unit=%s allocator=%s", self.spec.unit, self.scheduler.allocator.kind)
-        await self.stop.wait()
+        await self._until_told(following)
         await self.members.drain()
         following.cancel()
         await self.front.close()
@@ -129,6 +129,18 @@ class Brain:
         await self.hosts.close()
         self.pool.close()
 
+    async def _until_told(self, following: asyncio.Task[None]) -> None:
+        """Until SIGTERM; a bug of ours ends this process, so that a fresh one goes on."""
+        waits = [asyncio.create_task(event.wait())
+                 for event in (self.stop, self.scheduler.rounds.broken)]  # fmt: skip
+        await asyncio.wait([*waits, following], return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if following.done():
+            following.result()
+        if self.scheduler.rounds.broken.is_set():
+            raise InvariantError("the unit scheduler is in doubt of itself; it starts anew")
+
     def status(self) -> pb.UnitStatus:
         return unit_status(self.members, self.start_id, answering=self.answering,
                            unanswerable=self.front.failures())  # fmt: skip
@@ -136,7 +148,7 @@ class Brain:
     async def _follow(self) -> None:
         """Brings front and watchers in line with every change of the scheduler."""
         while True:
-            self.scheduler.changed.clear()
+            self.scheduler.rounds.changed.clear()
             serving = frozenset(m.model for m in self.scheduler.models())
             await self.front.sync_models(tuple(self.scheduler.members))
             self.answering = serving - set(self.front.failures())
@@ -144,7 +156,7 @@ class Brain:
             self.bell.ring()
             try:
                 async with asyncio.timeout(_SYNC_AT_LEAST_S):
-                    await self.scheduler.changed.wait()
+                    await self.scheduler.rounds.changed.wait()
             except TimeoutError:
                 continue
 
@@ -188,9 +200,6 @@ def main(argv: Sequence[str]) -> int:
     except SpecError as error:
         print(f"brain: {error}", file=sys.stderr)
         return UNUSABLE
-    except PeerError as error:
-        print(f"brain: {error}", file=sys.stderr)
-        return 1
     except MuxError as error:
         print(f"brain: {error}", file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """One engine host as the scheduler sees it: its life and its requests."""
 
+import asyncio
 from dataclasses import dataclass, field
 
 from mux_core.engine import Phase
@@ -15,7 +16,7 @@ class HostSlot:
     """The place of one (member, phase), filled by one process after the other.
 
     `newcomers` are residents that the process was not given yet. `aborts` wait for the host's next
-    idle moment. `pace_ms` is a running mean per step.
+    idle moment. `pace_ms` is a running mean per step. `call` is the task that talks to the host.
     """
 
     model: str
@@ -31,6 +32,7 @@ class HostSlot:
     residents: dict[str, Request] = field(default_factory=dict)
     newcomers: dict[str, Request] = field(default_factory=dict)
     aborts: list[str] = field(default_factory=list)
+    call: asyncio.Task[None] | None = None
 
     @property
     def account(self) -> HostEpoch:
@@ -47,7 +49,19 @@ class HostSlot:
 
     @property
     def is_idle(self) -> bool:
-        return self.state is HostState.READY and not self.aborts
+        """Whether it can be granted a step now."""
+        return self.is_callable and not self.aborts
+
+    @property
+    def is_callable(self) -> bool:
+        return (
+            self.state is HostState.READY and self.host is not None and not self.host.lost.is_set()
+        )
+
+    async def quiet(self) -> None:
+        """Until the call under way has ended, well or not."""
+        if self.call is not None:
+            await asyncio.wait([self.call])
 
     def happen(self, event: HostEvent) -> None:
         role = f"{self.phase} host of {self.model}"

@@ -96,9 +96,11 @@ class HostKeeper:
         self.rows.open(slot, member.geometry)
         self.on_open(member)
         await host.lost.wait()
+        await self.starter.end(order)
+        # Its last answer may have been under way; only after it is the ledger final.
+        await slot.quiet()
         if slot.state is not HostState.FAILED:
             slot.happen(HostEvent.DIED)
-        await self.starter.end(order)
         return "process gone, hung or out of step with its ledger"
 
     async def _pause(self, slot: HostSlot, failures: int) -> None:
@@ -112,6 +114,7 @@ class HostKeeper:
 
     async def _end(self, member: Member, slot: HostSlot, order: HostOrder) -> None:
         await asyncio.shield(self.starter.end(order))
+        await slot.quiet()
         self._forget(member, slot)
 
     def _forget(self, member: Member, slot: HostSlot) -> None:

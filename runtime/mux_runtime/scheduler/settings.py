@@ -24,3 +24,4 @@ class Settings:
     adapt_after_hold_s: float = 0.05
     urgent_after_s: float = 2.0
     reclaim_after_s: float = 2.0
+    audit_every_s: float = 5.0

@@ -56,15 +56,54 @@ async def test_random_arrivals_and_cancels_on_three_members(seed: int) -> None:
     await start(box)
     await asyncio.gather(*(client(box, rng, index) for index in range(60)))
     await box.idle()
-    assert box.scheduler.bugs == 0
+    assert box.scheduler.rounds.bugs == 0
     await box.scheduler.close()
 
 
-async def client(box: ToyScheduler, rng: random.Random, index: int) -> None:
+@pytest.mark.parametrize("seed", range(8))
+async def test_chaos_hosts_die_members_change_and_every_finished_answer_is_right(seed: int) -> None:
+    """Kills, share and floor changes and cancels at random moments; then nothing is left."""
+    rng = random.Random(seed)
+    box = unit(SHAPES, units=rng.choice([250, 400]), max_crashes=99, tries=99,
+               hang_floor_s=0.2, hang_factor=1.0)  # fmt: skip
+    await start(box)
+    clients = asyncio.gather(*(client(box, rng, index, pause=400) for index in range(90)))
+    while not clients.done():
+        for _ in range(rng.randrange(60)):
+            await asyncio.sleep(0)
+        model, phase = rng.choice(sorted(SHAPES)), rng.choice(list(Phase))
+        if rng.random() < 0.3:
+            box.scheduler.resize_member(spec(
+                model, kv_guaranteed_bytes=rng.choice([0, 24 * 256]),
+                decode_percent=rng.choice([10, 50, 100]), priority=rng.randrange(3),
+            ))  # fmt: skip
+        else:
+            box.host(model, phase).die()
+    await clients
+    await box.idle()
+    assert (box.scheduler.rounds.bugs, box.allocator.owned_units) == (0, 0)
+    assert not box.scheduler.rounds.broken.is_set()
+    await box.scheduler.close()
+
+
+async def test_a_bug_in_a_round_is_not_lived_with() -> None:
+    box = unit()
+    await start(box)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)
+    box.allocator.can_lease = None  # type: ignore[method-assign,assignment]
+    stream = box.scheduler.submit(ask("r"))
+    async with asyncio.timeout(5):
+        await box.scheduler.rounds.broken.wait()
+    await stream.aclose()
+    await box.scheduler.close()
+
+
+async def client(box: ToyScheduler, rng: random.Random, index: int, pause: int = 30) -> None:
     model = rng.choice(sorted(SHAPES))
     prompt = [rng.randrange(900) for _ in range(rng.randrange(1, 14))]
     count, stop_after = rng.randrange(1, 16), rng.choice([None, None, 0, 1, 4])
-    for _ in range(rng.randrange(30)):
+    for _ in range(rng.randrange(pause)):
         await asyncio.sleep(0)
     stream = box.scheduler.submit(ask(f"r{index}", model, prompt, count))
     tokens: list[int] = []
