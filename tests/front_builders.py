@@ -136,33 +136,16 @@ class ScriptedGenerator:
 
     def submit(self, request: GenerationRequest) -> AsyncIterator[Output]:
         self.requests.append(request)
-        self._notify()
-        return self._run(request)
-
-    async def _run(self, request: GenerationRequest) -> AsyncIterator[Output]:
+        self.notify()
         if request.model not in {model.model for model in self.served}:
             raise ModelNotServing(f"model {request.model}: draining", reason="Draining")
         if self.max_queue is not None and len(self.running) >= self.max_queue:
             raise QueueFull(f"model {request.model}: queue of {self.max_queue} is full; retry",
                             reason="QueueFull")  # fmt: skip
         self.running.add(request.rid)
-        finished = False
-        try:
-            for step in self.script(request):
-                if self.pace is not None:
-                    await self.pace.acquire()
-                if isinstance(step, Exception):
-                    raise step
-                finished = step.finish is not None
-                yield step
-                await asyncio.sleep(0)
-        finally:
-            self.running.discard(request.rid)
-            if not finished:
-                self.aborted.append(request.rid)
-            self._notify()
+        return ScriptedStream(self, request)
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -171,3 +154,33 @@ class ScriptedGenerator:
         async with asyncio.timeout(30):
             while not condition():
                 await self.changed.wait()
+
+
+class ScriptedStream(AsyncIterator[Output]):
+    """One request's outputs. Only closing it aborts the request: nothing does so by itself."""
+
+    def __init__(self, generator: ScriptedGenerator, request: GenerationRequest) -> None:
+        self._generator = generator
+        self._rid = request.rid
+        self._steps = iter(generator.script(request))
+
+    async def __anext__(self) -> Output:
+        await asyncio.sleep(0)
+        if self._generator.pace is not None:
+            await self._generator.pace.acquire()
+        try:
+            step = next(self._steps)
+        except StopIteration:
+            raise StopAsyncIteration from None
+        if isinstance(step, Exception):
+            self._generator.running.discard(self._rid)
+            raise step
+        if step.finish is not None:
+            self._generator.running.discard(self._rid)
+        return step
+
+    async def aclose(self) -> None:
+        if self._rid in self._generator.running:
+            self._generator.running.discard(self._rid)
+            self._generator.aborted.append(self._rid)
+        self._generator.notify()
