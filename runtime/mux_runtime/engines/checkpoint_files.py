@@ -58,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises CheckpointMissing, CheckpointDenied, CorruptCheckpoint."""
     try:
         document = json.loads(read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptCheckpoint(f"{path}: not JSON ({error}); copy the file again") from error
     if not isinstance(document, dict):
         raise CorruptCheckpoint(f"{path}: holds {type(document).__name__}, not an object; copy "
@@ -150,7 +150,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
                                 "bytes; the file is cut or damaged, copy it again")  # fmt: skip
     try:
         header = json.loads(read_bytes(path, length, _HEADER))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptCheckpoint(f"{path}: header is not JSON ({error}); copy it again") from error
     if not isinstance(header, dict):
         raise CorruptCheckpoint(f"{path}: header is no object; copy it again")
