@@ -29,6 +29,9 @@ std::uint32_t lowest(Mask mask) {
                                              : 64 + std::countr_zero(high));
 }
 
+// How many set bits lie from bit 0 on.
+std::uint32_t leading(Mask mask) { return mask == ~Mask{0} ? kExtentUnits : lowest(~mask); }
+
 }  // namespace
 
 FreeMap::FreeMap(std::uint32_t total_units)
@@ -36,7 +39,8 @@ FreeMap::FreeMap(std::uint32_t total_units)
       words_((total_units + kExtentUnits - 1) / kExtentUnits * 2),
       room_(words_.size() / 2),
       whole_(extents()),
-      roomy_(extents()) {
+      roomy_(extents()),
+      gaps_(extents()) {
   if (total_units > 0) vacate(0, total_units);
 }
 
@@ -49,12 +53,46 @@ std::uint32_t FreeMap::fit(std::uint32_t extent, std::uint32_t units) const {
 }
 
 Span FreeMap::gap(std::uint32_t from, std::uint32_t units) const {
-  for (std::uint32_t start = next_free(from); start != kNone;) {
-    const std::uint32_t end = next_occupied(start);
-    if (end - start >= units) return {start, end - start};
-    start = next_free(end);
+  measure();
+  for (std::uint32_t extent = next_candidate(from / kExtentUnits, units); extent != kNone;
+       extent = next_candidate(extent + 1, units)) {
+    const std::uint32_t begin = std::max(from, extent * kExtentUnits);
+    std::uint32_t start = next_free(begin);
+    while (start != kNone && start / kExtentUnits == extent) {
+      const std::uint32_t end = next_occupied(start);
+      if (end - start >= units) return {start, end - start};
+      start = next_free(end);
+    }
   }
   return {kNone, 0};
+}
+
+// The next extent in which a gap of `units` may begin. Wider than an extent, it must at least run
+// from the end of one through some of the next.
+std::uint32_t FreeMap::next_candidate(std::uint32_t extent, std::uint32_t units) const {
+  const std::uint32_t need = std::min(units, kExtentUnits + 1);
+  for (extent = roomy_.first(extent); extent != kNone; extent = roomy_.first(extent + 1)) {
+    const std::uint32_t next = extent + 1 < extents() ? gaps_[extent + 1].first : 0;
+    if (gaps_[extent].longest >= need || gaps_[extent].last + next >= need) return extent;
+  }
+  return kNone;
+}
+
+// Measures the gaps of the extents that changed.
+void FreeMap::measure() const {
+  for (const std::uint32_t extent : stale_) {
+    Mask free = Mask{words_[2 * extent + 1]} << 64 | words_[2 * extent];
+    Gaps gaps{.first = static_cast<std::uint8_t>(leading(free))};
+    for (std::uint32_t at = 0; free != 0;) {
+      const std::uint32_t skipped = lowest(free), length = leading(free >> skipped);
+      at += skipped + length;
+      gaps.longest = std::max(gaps.longest, static_cast<std::uint8_t>(length));
+      if (at == kExtentUnits) gaps.last = static_cast<std::uint8_t>(length);
+      free = at == kExtentUnits ? 0 : free >> skipped >> length;
+    }
+    gaps_[extent] = gaps;
+  }
+  stale_.clear();
 }
 
 std::uint32_t FreeMap::highest() const {
@@ -85,6 +123,8 @@ void FreeMap::set(std::uint32_t start, std::uint32_t units, bool free) {
 }
 
 void FreeMap::count(std::uint32_t extent, std::uint32_t units, bool free) {
+  if (!gaps_[extent].stale) stale_.push_back(extent);
+  gaps_[extent].stale = true;
   if (is_whole(extent)) whole_.erase(extent);
   room_[extent] = free ? room_[extent] + units : room_[extent] - units;
   if (is_whole(extent)) whole_.insert(extent);

@@ -47,14 +47,27 @@ class FreeMap {
  private:
   void set(std::uint32_t start, std::uint32_t units, bool free);
   void count(std::uint32_t extent, std::uint32_t units, bool free);
+  void measure() const;
+  std::uint32_t next_candidate(std::uint32_t extent, std::uint32_t units) const;
   std::uint32_t next_free(std::uint32_t from) const;
   std::uint32_t next_occupied(std::uint32_t from) const;
+
+  // Lengths of an extent's gaps: at its start, at its end, the longest. At most kExtentUnits each.
+  struct Gaps {
+    std::uint8_t first = 0;
+    std::uint8_t last = 0;
+    std::uint8_t longest = 0;
+    bool stale = false;
+  };
 
   std::uint32_t total_;
   std::vector<std::uint64_t> words_;  // a set bit is a free unit
   std::vector<std::uint32_t> room_;
-  IndexSet whole_;   // extents without an occupied unit
-  IndexSet roomy_;   // extents with a free unit
+  IndexSet whole_;  // extents without an occupied unit
+  IndexSet roomy_;  // extents with a free unit
+  // Measured only when a search needs them: leases that stay in their extents never do.
+  mutable std::vector<Gaps> gaps_;
+  mutable std::vector<std::uint32_t> stale_;  // extents whose gaps changed since
 };
 
 }  // namespace mux
