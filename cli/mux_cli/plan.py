@@ -17,8 +17,10 @@ from mux_cli.plan_table import print_plan
 from mux_cli.workload_file import Workload, read_workload
 from mux_core.errors import SpecError
 from mux_core.placement import Placement
+from mux_core.planners.capacity import capacity_of
 from mux_core.planners.strategies import ESTIMATORS, STRATEGIES, make_estimator, make_planner
 from mux_core.planning import Objective, PlacementProblem, Plan, Planner, PlanningPolicy
+from mux_core.units import format_bytes
 
 QUIET_S = 2.0
 """A search longer than this says how far it is."""
@@ -41,27 +43,61 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workload", type=Path, metavar="FILE",
-                        help="workload file, JSON or YAML (see muxserve workload)")  # fmt: skip
-    source.add_argument("-f", "--filename", type=Path, action="append", metavar="PATH",
-                        help="manifests: GPUPool and LLMDeployments; a file or folder, repeatable"
-                        )  # fmt: skip
+    source.add_argument(
+        "--workload",
+        type=Path,
+        metavar="FILE",
+        help="workload file, JSON or YAML (see muxserve workload)",
+    )
+    source.add_argument(
+        "-f",
+        "--filename",
+        type=Path,
+        action="append",
+        metavar="PATH",
+        help="manifests: GPUPool and LLMDeployments; a file or folder, repeatable",
+    )
     parser.add_argument("--strategy", choices=STRATEGIES, default="default")
-    parser.add_argument("--estimator", choices=ESTIMATORS,
-                        help="default for strategy default, muxserve for the others")  # fmt: skip
-    parser.add_argument("--switch", action="append", default=[], metavar="NAME=on|off",
-                        help="one behaviour of the released planner; repeatable")  # fmt: skip
-    parser.add_argument("--objective", choices=[str(o) for o in Objective], default="gpus",
-                        help="gpus: fewest GPUs; attainment: best SLO attainment on the GPUs")  # fmt: skip
+    parser.add_argument(
+        "--estimator",
+        choices=ESTIMATORS,
+        help="default for strategy default, muxserve for the others",
+    )
+    parser.add_argument(
+        "--switch",
+        action="append",
+        default=[],
+        metavar="NAME=on|off",
+        help="one behaviour of the released planner; repeatable",
+    )
+    parser.add_argument(
+        "--objective",
+        choices=[str(o) for o in Objective],
+        default="gpus",
+        help="gpus: fewest GPUs; attainment: best SLO attainment on the GPUs",
+    )
     parser.add_argument("--gpus", type=int, metavar="N", help="use at most N GPUs")
-    parser.add_argument("--headroom", type=float, default=0.9,
-                        help="highest utilisation of a member, estimator default (0.9)")  # fmt: skip
-    parser.add_argument("--deadline", type=float, metavar="S",
-                        help="stop the search after S seconds and take the best so far")  # fmt: skip
-    parser.add_argument("--current", type=Path, metavar="PLAN.json",
-                        help="what runs now; the plan then prefers few moves")  # fmt: skip
-    parser.add_argument("--frontier", action="store_true",
-                        help="also show goodput against the worst ratio")  # fmt: skip
+    parser.add_argument(
+        "--headroom",
+        type=float,
+        default=0.9,
+        help="highest utilisation of a member, estimator default (0.9)",
+    )
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        metavar="S",
+        help="stop the search after S seconds and take the best so far",
+    )
+    parser.add_argument(
+        "--current",
+        type=Path,
+        metavar="PLAN.json",
+        help="what runs now; the plan then prefers few moves",
+    )
+    parser.add_argument(
+        "--frontier", action="store_true", help="also show goodput against the worst ratio"
+    )
     parser.add_argument("--no-bound", action="store_true", help="do not compute the bound")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write pictures of the plan")
     parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
@@ -72,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     workload = read_workload(args.workload) if args.workload else read_manifests(args.filename)
     problem = _problem(args, workload)
+    _refuse_impossible(problem, args)
     estimator = args.estimator or ("default" if args.strategy == "default" else "muxserve")
     planner = make_planner(
         args.strategy,
@@ -110,8 +147,11 @@ def search(
             if spent > shown:
                 shown = spent + QUIET_S
                 found = best.prediction
-                progress.print(f"{spent:.0f} s: {found.gpus_used} GPUs, {found.goodput:.2f} "
-                               "requests/s; Ctrl-C takes this", highlight=False)  # fmt: skip
+                progress.print(
+                    f"{spent:.0f} s: {found.gpus_used} GPUs, {found.goodput:.2f} "
+                    "requests/s; Ctrl-C takes this",
+                    highlight=False,
+                )
             if deadline is not None and spent > deadline:
                 return best, True
     except KeyboardInterrupt:
@@ -148,6 +188,29 @@ def _problem(args: argparse.Namespace, workload: Workload) -> PlacementProblem:
     )
 
 
+def _refuse_impossible(problem: PlacementProblem, args: argparse.Namespace) -> None:
+    """Stops before planning where an LLM can have no place on these GPUs at all."""
+    name = args.estimator or ("default" if args.strategy == "default" else "muxserve")
+    estimator = make_estimator(name, headroom=args.headroom)
+    kinds = capacity_of(problem.nodes, problem.policy.group_sizes, limit=None).kinds
+    largest = max(kinds)
+    total = sum(node.gpus for node in problem.nodes)
+    for llm in problem.llms:
+        if not estimator.sizes(llm, kinds):
+            raise SpecError(
+                f"model {llm.name}: weights of {format_bytes(llm.weight_bytes)} with its KV floor "
+                f"fit no group it may use (at most {largest.gpus} GPUs of "
+                f"{format_bytes(largest.memory)}, allowed_tensor "
+                f"{list(llm.allowed_tensor) or 'any'}); use larger GPUs, larger nodes or a lower "
+                "kv_request_bytes"
+            )
+        if llm.min_replicas > total:
+            raise SpecError(
+                f"model {llm.name}: min_replicas {llm.min_replicas} on {total} GPUs; each replica "
+                "needs a unit of its own; lower it"
+            )
+
+
 def _switches(words: list[str]) -> dict[str, bool]:
     switches: dict[str, bool] = {}
     for word in words:
@@ -162,7 +225,7 @@ def _bounded(plan: Plan, problem: PlacementProblem, estimator: str, headroom: fl
     from mux_core.planners.bound import bound_of
 
     bound = bound_of(plan, problem, make_estimator(estimator, headroom=headroom))
-    return plan if bound is None else replace(plan, bound=bound)
+    return replace(plan, bound=bound)
 
 
 def _frontier(planner: Planner, problem: PlacementProblem) -> list[dict[str, Any]]:
@@ -171,10 +234,14 @@ def _frontier(planner: Planner, problem: PlacementProblem) -> list[dict[str, Any
     if not isinstance(planner, DefaultPlanner):
         raise SpecError("--frontier: only strategy default trades goodput against the worst ratio")
     return [
-        {"floor": floor, "goodput": found.goodput, "worst_ratio": found.worst_ratio,
-         "gpus_used": found.gpus_used}
+        {
+            "floor": floor,
+            "goodput": found.goodput,
+            "worst_ratio": found.worst_ratio,
+            "gpus_used": found.gpus_used,
+        }
         for floor, found in planner.frontier(problem)
-    ]  # fmt: skip
+    ]
 
 
 def _print(document: dict[str, Any], output: str) -> None:
@@ -187,5 +254,7 @@ def _print(document: dict[str, Any], output: str) -> None:
         console = Console(width=None if sys.stdout.isatty() else 140)
         print_plan(document, console)
         for point in document.get("frontier", []):
-            console.print(f"floor {point['floor']:.2f}: goodput {point['goodput']:.2f}, worst "
-                          f"ratio {point['worst_ratio']:.3f}, {point['gpus_used']} GPUs")  # fmt: skip
+            console.print(
+                f"floor {point['floor']:.2f}: goodput {point['goodput']:.2f}, worst "
+                f"ratio {point['worst_ratio']:.3f}, {point['gpus_used']} GPUs"
+            )

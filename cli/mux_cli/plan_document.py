@@ -38,6 +38,7 @@ def plan_document(
         else {"gpus": bound.gpus, "goodput": bound.goodput, "gap": bound.gap},
         "seconds": seconds,
         "deadline_hit": deadline_hit,
+        "from_current": bool(problem.current.units),
         "constraints": _constraints(problem, estimator),
         "models": {
             llm.name: _model(prediction.models[llm.name])

@@ -27,9 +27,11 @@ def read_manifests(paths: Sequence[Path]) -> Workload:
     pools = [found for found in documents if found.get("kind") == "GPUPool"]
     llms = [found for found in documents if found.get("kind") == "LLMDeployment"]
     if len(pools) != 1 or not llms:
-        raise SpecError(f"-f: {len(pools)} GPUPools and {len(llms)} LLMDeployments in "
-                        f"{', '.join(map(str, paths))}; give one pool and at least one "
-                        "LLMDeployment")  # fmt: skip
+        raise SpecError(
+            f"-f: {len(pools)} GPUPools and {len(llms)} LLMDeployments in "
+            f"{', '.join(map(str, paths))}; give one pool and at least one "
+            "LLMDeployment"
+        )
     _refuse_invalid(documents)
     return Workload(
         nodes=_nodes(parse_pool(with_defaults(pools[0]))),
@@ -44,8 +46,9 @@ def _documents(path: Path) -> Iterator[dict[str, Any]]:
         try:
             found = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SpecError(f"-f {file}: cannot be read as YAML ({error}); give manifests"
-                            ) from error  # fmt: skip
+            raise SpecError(
+                f"-f {file}: cannot be read as YAML ({error}); give manifests"
+            ) from error
         yield from (document for document in found if isinstance(document, dict))
 
 
@@ -59,8 +62,10 @@ def _refuse_invalid(documents: Sequence[dict[str, Any]]) -> None:
 
 def _nodes(pool: PoolSpec) -> tuple[GpuNode, ...]:
     if not pool.static:
-        raise SpecError("GPUPool: no gpu.static nodes; planning from files needs them, e.g. "
-                        "gpu: {static: [{node: n0, count: 8}]}")  # fmt: skip
+        raise SpecError(
+            "GPUPool: no gpu.static nodes; planning from files needs them, e.g. "
+            "gpu: {static: [{node: n0, count: 8}]}"
+        )
     gpu = gpu_type(pool.product or "cpu")
     return tuple(
         GpuNode(name=node.node, gpus=node.count, memory=node.memory or gpu.memory, gpu=gpu.name)
@@ -71,8 +76,10 @@ def _nodes(pool: PoolSpec) -> tuple[GpuNode, ...]:
 def _llm(document: dict[str, Any], spec: LlmSpec) -> Llm:
     name = str(document["metadata"]["name"])
     if spec.declared is None or spec.declared.rate <= 0:
-        raise SpecError(f"LLMDeployment {name}: no declared demand; planning from files needs "
-                        "workload.requestRate above 0")  # fmt: skip
+        raise SpecError(
+            f"LLMDeployment {name}: no declared demand; planning from files needs "
+            "workload.requestRate above 0"
+        )
     resolved = _resolve(name, spec)
     return Llm(
         name=ModelName(name),
@@ -93,8 +100,10 @@ def _resolve(name: str, spec: LlmSpec) -> ResolvedModel:
     from mux_runtime.inspect import inspect
 
     if spec.source.scheme is not Scheme.FILE:
-        raise SpecError(f"LLMDeployment {name}: source {spec.source.key}; planning from files reads "
-                        "file:// sources only, others through a workload file with config")  # fmt: skip
+        raise SpecError(
+            f"LLMDeployment {name}: source {spec.source.key}; planning from files reads "
+            "file:// sources only, others through a workload file with config"
+        )
     found = inspect(Path(spec.source.folder))
     if isinstance(found, Unresolved):
         raise SpecError(f"LLMDeployment {name}: {found.message}")

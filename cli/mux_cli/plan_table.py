@@ -19,7 +19,7 @@ def print_plan(document: dict[str, Any], console: Console) -> None:
         )
     for note in document["notes"]:
         console.print(f"note: {note}")
-    if document["moves"]:
+    if document["moves"] and document["from_current"]:
         console.print(_moves(document))
 
 

@@ -49,6 +49,14 @@ class _State:
     alone_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """What one member takes of a unit of its own: KV bytes and its prefills' share of time."""
+
+    kv_bytes: float
+    prefill_busy: float
+
+
 @dataclass(slots=True)
 class QueueingUnits:
     """UnitEstimator with interference, queueing, service levels and headroom."""
@@ -80,7 +88,7 @@ class QueueingUnits:
         )  # fmt: skip
 
     def footprint(self, llm: Llm, kind: GroupKind) -> float:
-        return self._held_bytes(llm, kind) / self._room_bytes(kind)
+        return self._held_bytes(llm, kind) / self.room_bytes(kind)
 
     def outcome(self, kind: GroupKind, asks: Sequence[Ask]) -> UnitOutcome:
         """Prediction with the shares asked for, or with the first division that suffices."""
@@ -99,6 +107,14 @@ class QueueingUnits:
                 best = found
         assert best is not None
         return best
+
+    def member_alone(self, kind: GroupKind, llm: Llm, rate: float, percent: int) -> Alone | None:
+        """Its use of the unit at a rate and share; None where that is refused."""
+        state = self._state(kind, Ask(llm=llm, rate=rate), percent)
+        if not self._judge(kind, [state]).fits:
+            return None
+        busy = rate * state.prefill_s
+        return Alone(kv_bytes=state.batch * state.sequence_bytes, prefill_busy=busy)
 
     def _divisions(self, kind: GroupKind, asks: Sequence[Ask]) -> list[list[int]]:
         """Decode shares to try: by decode work, then equal ones; each within the LLM's bounds."""
@@ -159,7 +175,7 @@ class QueueingUnits:
     def _judge(self, kind: GroupKind, states: list[_State]) -> UnitOutcome:
         """Settles the batches, then asks every limit; the first that fails is the reason."""
         prefill_busy = self._settle(kind, states)
-        room = self._room_bytes(kind) - sum(self._held_bytes(s.ask.llm, kind) for s in states)
+        room = self.room_bytes(kind) - sum(self._held_bytes(s.ask.llm, kind) for s in states)
         need = sum(state.batch * state.sequence_bytes for state in states)
         kv_use = need / room if room > 0 else float("inf")
         members = tuple(
@@ -239,31 +255,34 @@ class QueueingUnits:
     ) -> UnitOutcome:
         if room <= 0:
             return UnitOutcome(members=members, refused=PlanReason.DOES_NOT_FIT,
-                               message="weights and KV floors exceed the group's memory")  # fmt: skip
+                               message="weights and KV floors exceed memory")  # fmt: skip
         if sum(state.percent for state in states) > 100:
             return UnitOutcome(members=members, refused=PlanReason.SHARING_NOT_BENEFICIAL,
-                               message="the floors of the decode shares exceed 100%")  # fmt: skip
+                               message="decode floors exceed 100%")  # fmt: skip
         conflicted = len(states) > 1 and self._bus(kind, states) > self.interference.slack
+        reason = PlanReason.BANDWIDTH_CONFLICT if conflicted else PlanReason.SHARING_NOT_BENEFICIAL
         for state, member in zip(states, members, strict=True):
-            name, slo = state.ask.llm.name, state.ask.llm.slo
-            reason = (
-                PlanReason.BANDWIDTH_CONFLICT if conflicted else PlanReason.SHARING_NOT_BENEFICIAL
-            )
-            if member.utilisation > self.headroom:
-                return UnitOutcome(members=members, refused=reason, message=f"{name} would run at "
-                                   f"{member.utilisation:.0%}, headroom is {self.headroom:.0%}")  # fmt: skip
-            if (
-                self.enforce_slo
-                and slo
-                and member.attainment is not None
-                and member.attainment < slo.objective
-            ):
-                return UnitOutcome(members=members, refused=reason, message=f"{name} would meet "
-                                   f"its SLO for {member.attainment:.1%} of requests, objective "
-                                   f"{slo.objective:.1%}")  # fmt: skip
+            message = self._refusal(state.ask.llm, member)
+            if message:
+                return UnitOutcome(members=members, refused=reason, message=message)
         return UnitOutcome(members=members)
 
-    def _room_bytes(self, kind: GroupKind) -> float:
+    def _refusal(self, llm: Llm, member: MemberOutcome) -> str:
+        """Which limit this member breaks; empty when none."""
+        if member.utilisation > self.headroom:
+            use = f"{member.utilisation:.0%}" if member.utilisation < 10 else "over 1000%"
+            return f"{llm.name} would run at {use}, headroom is {self.headroom:.0%}"
+        if not self.enforce_slo or llm.slo is None or member.attainment is None:
+            return ""
+        if member.attainment < llm.slo.objective:
+            return (
+                f"{llm.name} would meet its SLO for {member.attainment:.1%} of requests, "
+                f"objective {llm.slo.objective:.1%}"
+            )
+        return ""
+
+    def room_bytes(self, kind: GroupKind) -> float:
+        """Memory of a group that weights, reserves and KV may take."""
         fraction = 1.0 if kind.gpu == "cpu" else USABLE_FRACTION
         return fraction * kind.gpus * kind.memory
 

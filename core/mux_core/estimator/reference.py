@@ -82,7 +82,7 @@ class ReferenceUnits:
         return replace(found, members=tuple(members[i] for i in range(len(asks))))
 
     def _ordered_outcome(self, kind: GroupKind, asks: Sequence[Ask]) -> UnitOutcome:
-        tenants = [self._tenant(ask, kind) for ask in asks]
+        tenants = [self.tenant(ask, kind) for ask in asks]
         kv = kv_split(kind.gpus, tenants, kind.memory / GIB)
         if all(ask.share is not None for ask in asks):
             percents = [ask.share.decode for ask in asks if ask.share is not None]
@@ -175,13 +175,14 @@ class ReferenceUnits:
     ) -> list[_Growing]:
         growing = []
         for tenant, gb, percent in zip(tenants, kv, percents, strict=True):
-            curve = self._curve(tenant, kind.gpus, percent)
+            curve = self.curve(tenant, kind.gpus, percent)
             growing.append(_Growing(tenant, curve, self._curves.cap(tenant, curve, gb)))
         if not _leap(growing):
             grow(growing)
         return growing
 
-    def _curve(self, tenant: Tenant, tensor: int, percent: int) -> Curve:
+    def curve(self, tenant: Tenant, tensor: int, percent: int) -> Curve:
+        """Step times at the share a percent is priced at."""
         key = (tenant.model.name, tensor, percent)
         known = self._priced.get(key)
         if known is None:
@@ -196,7 +197,8 @@ class ReferenceUnits:
             self._percents[key] = model.table.percents(tensor)
         return self._percents[key]
 
-    def _tenant(self, ask: Ask, kind: GroupKind) -> Tenant:
+    def tenant(self, ask: Ask, kind: GroupKind) -> Tenant:
+        """The LLM with the lengths of the release, whatever it states."""
         return Tenant(name=ask.llm.name, model=self._model(ask.llm, kind.gpu), rate=ask.rate)
 
     def _model(self, llm: Llm, gpu: str) -> ReferenceModel:

@@ -104,19 +104,21 @@ class _Run:
 
     def plans(self) -> Iterator[Plan]:
         """The current placement as far as it holds, then what is worth its moves."""
-        last: Packing | None = None
-        if self.problem.current.units:
-            for last in self._from_current():
-                yield self.plan(last)
-        else:
-            known: tuple[int, float] | None = None
-            for last in self._best():
-                state = (last.gpus, round(sum(last.unserved.values()), 6))
-                if state != known:
-                    known = state
-                    yield self.plan(last)
+        packings = self._from_current() if self.problem.current.units else self._best()
+        known: tuple[int, float] | None = None
+        last: tuple[Packing, Plan] | None = None
+        pending: Packing | None = None
+        for packing in packings:
+            state = (packing.gpus, round(sum(packing.unserved.values()), 6))
+            pending = packing
+            if state != known:
+                known = state
+                last, pending = (packing, self.plan(packing)), None
+                yield last[1]
+        if pending is not None:
+            last = (pending, self.plan(pending))
         if last is not None:
-            yield self._explained(last)
+            yield self._explained(*last)
 
     def _best(self) -> Iterator[Packing]:
         if self.problem.policy.objective is Objective.ATTAINMENT:
@@ -314,8 +316,7 @@ class _Run:
             notes=notes(self.problem, self.oracle.estimator),
         )
 
-    def _explained(self, packing: Packing) -> Plan:
-        plan = self.plan(packing)
+    def _explained(self, packing: Packing, plan: Plan) -> Plan:
         if len(self.items) > MOST_REPACKED:
             return plan
         found = alternatives(self.problem, packing, self.oracle, plan.prediction)
