@@ -11,18 +11,25 @@ from mux_core.errors import SpecError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `muxserve status`."""
     parser.add_argument(
-        "--data-dir", required=True, type=Path, help="the --data-dir of the running `muxserve up`"
+        "--port",
+        type=int,
+        default=8000,
+        help="the --port of the running `muxserve up` (default: %(default)s)",
     )
+    parser.add_argument("--data-dir", type=Path, default=None,
+                        help="its --data-dir, if it was given one")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints one line per model."""
-    path = args.data_dir / "status.json"
+    from mux_operator.local.datadir import default_root
+
+    path = (args.data_dir or default_root(args.port)) / "status.json"
     try:
         document = json.loads(path.read_text())
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}; is `muxserve up` running with this "
-                        "--data-dir?") from error  # fmt: skip
+                        "--port and --data-dir?") from error  # fmt: skip
     print(f"{document['url']}  pid {document['pid']}")
     for model in document["models"]:
         print("  ".join([model["name"], model["served_name"], model["state"] or "-",

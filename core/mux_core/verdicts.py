@@ -236,7 +236,9 @@ def _replica(view: _View, record: UnitRecord) -> Condition:
         return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, message or f"unit {record.unit} starts")
     told = view.told(record.unit)
     report = view.snapshot.reports.get(record.unit)
-    if report is None or view.snapshot.now - report.at > SILENT_S:
+    if report is None:
+        return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, f"unit {record.unit} starts")
+    if view.snapshot.now - report.at > SILENT_S:
         return condition(_C.RUNTIME_READY, Truth.UNKNOWN, _R.UNIT_UNREACHABLE,
                          f"unit {record.unit} has not answered for {SILENT_S:.0f} s")  # fmt: skip
     if told is None:
