@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvpool_builders import Twins, allocators, geometry, steps, totals
@@ -217,7 +217,8 @@ def test_every_unit_is_free_or_has_one_owner(
     run.check()
 
 
-@given(total=totals(), calls=st.lists(steps(), max_size=60))
+@settings(max_examples=300)
+@given(total=totals(), calls=st.lists(steps(), min_size=5, max_size=60))
 def test_both_allocators_give_the_same_ids(total: int, calls: list[tuple[object, ...]]) -> None:
     run = Twins([kind(total) for kind in allocators()])
     for call in calls:
