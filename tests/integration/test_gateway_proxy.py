@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import aiohttp
 import openai
 import pytest
 
-from front_builders import ScriptedGenerator, served, write_tokenizer
+from front_builders import ScriptedGenerator, echo, served, write_tokenizer
 from gateway_builders import (
     HOST,
     client_of,
@@ -23,8 +23,11 @@ from gateway_builders import (
     table,
     until,
 )
+from mux_core.engine import Output
+from mux_core.errors import PeerError
 from mux_core.routes import Endpoint, Route
 from mux_runtime.gateway.app import Gateway
+from mux_runtime.generation import GenerationRequest
 
 M = {"mux_namespace": "ns", "pool": "p", "model": "alpha-llm", "model_name": "alpha"}
 
@@ -376,6 +379,29 @@ async def test_a_request_lost_before_its_first_byte_is_sent_once_more(
                 text = answer.choices[0].text
     assert text == "the"
     assert len(seen) == 1
+
+
+async def test_a_request_that_the_unit_itself_lost_is_sent_once_more(
+    generator: ScriptedGenerator,
+) -> None:
+    lost = PeerError("engine host of alpha: exited with signal 9", retry_after_s=3.0)
+    answers = [[lost], echo, [lost], [lost]]
+
+    def script(request: GenerationRequest) -> Sequence[Output | Exception]:
+        step = answers.pop(0)
+        return step(request) if callable(step) else step
+
+    generator.script = script
+    async with (
+        running_front(generator) as front,
+        running_gateway(table(endpoint(front))) as gateway,
+    ):
+        assert (await post(gateway.http_port))[0] == 200
+        status, answer, headers = await post(gateway.http_port)
+    assert (status, answer["error"]["code"]) == (503, "engine_lost"), "its own words, unchanged"
+    assert "signal 9" in answer["error"]["message"]
+    assert headers["Retry-After"] == "3"
+    assert not answers
 
 
 async def test_a_request_is_sent_twice_at_most() -> None:

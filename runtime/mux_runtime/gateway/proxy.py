@@ -150,21 +150,23 @@ class Proxy:
                 self._desk.pause(endpoint, name)
                 return None
             except Lost as lost:
-                self._lost(lost, endpoint, visit)
-                return None
+                return self._lost(lost, endpoint, visit)
             self._desk.proved(endpoint, name)
             stack.enter_context(load.pop_all())
             stack.callback(answer.close)
             return answer
 
-    def _lost(self, lost: Lost, endpoint: Endpoint, visit: Visit) -> None:
-        """Raises ApiError when the request may not be sent once more."""
+    def _lost(self, lost: Lost, endpoint: Endpoint, visit: Visit) -> Answer | None:
+        """None while the request may be sent once more; then what the unit said, or ApiError."""
         self._desk.pause(endpoint, visit.route.served_name)
         visit.last = address_of(endpoint)
         visit.sends += 1
-        if visit.sends >= MAX_SENDS:
-            raise errors.unavailable(f"{lost}, and was sent {MAX_SENDS} times; retry shortly",
-                                     code="unit_lost") from lost  # fmt: skip
+        if visit.sends < MAX_SENDS:
+            return None
+        if lost.answer is not None:
+            return lost.answer
+        raise errors.unavailable(f"{lost}, and was sent {MAX_SENDS} times; retry shortly",
+                                 code="unit_lost") from lost  # fmt: skip
 
     async def _endpoint(self, visit: Visit) -> Endpoint:
         """The endpoint to ask; holds the request while there is none. Raises ApiError."""

@@ -23,6 +23,7 @@ from mux_runtime.openai.errors import ErrorEnvelope
 
 _CONNECT_S: Final = 2.0
 _NOT_SERVING: Final = frozenset({"model_not_ready", "model_not_found"})
+_LOST: Final = frozenset({"engine_lost"})
 
 
 class NotReached(PeerError):
@@ -30,7 +31,14 @@ class NotReached(PeerError):
 
 
 class Lost(PeerError):
-    """The connection broke before the answer began, or in the middle of a whole answer."""
+    """The unit took the request and lost it before the client got a byte of the answer.
+
+    `answer` is what it said, if the connection held that long.
+    """
+
+    def __init__(self, message: str, answer: "Answer | None" = None) -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class NotServing(PeerError):
@@ -72,7 +80,7 @@ class Units:
         await self._fresh.close()
 
     async def ask(self, endpoint: Endpoint, path: str, body: bytes, *, fresh: bool) -> Answer:
-        """Raises NotReached, Lost or NotServing; any other error answer is an answer."""
+        """Raises NotReached, NotServing or Lost; any other error answer is an answer."""
         session = self._fresh if fresh else self._kept
         url = f"http://{endpoint.host}:{endpoint.port}{path}"
         try:
@@ -96,9 +104,13 @@ class Units:
             body = await response.read()
         except (ClientError, OSError) as error:
             raise Lost(f"unit {endpoint.unit}: answer broke off ({error})") from error
-        if response.status in (404, 503) and _code(body) in _NOT_SERVING:
+        answer = Answer(response, body)
+        code = _code(body) if response.status in (404, 503) else None
+        if code in _NOT_SERVING:
             raise NotServing(f"unit {endpoint.unit}: does not serve the model now")
-        return Answer(response, body)
+        if code in _LOST:
+            raise Lost(f"unit {endpoint.unit}: lost the request", answer)
+        return answer
 
 
 def _code(body: bytes) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.metrics import MetricWrapperBase
 
 from mux_runtime.openai import buckets
@@ -98,6 +98,8 @@ class FirstHop:
     """Arrivals, time to first token and SLO results of the requests that met us first."""
 
     def __init__(self, registry: CollectorRegistry, labels: ModelLabels, hop: Hop) -> None:
+        # Their `_created` twins would double the series, under names that nobody documents.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._labels = labels
         self._hop = hop.value
         names = (*MODEL_LABELS, "hop")

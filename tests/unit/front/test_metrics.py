@@ -108,6 +108,12 @@ def test_no_label_belongs_to_the_scraper() -> None:
     assert labels >= set(MU)
 
 
+def test_no_series_is_doubled_by_its_time_of_creation() -> None:
+    metrics = front_metrics()
+    run(metrics, gaps=(0.1,))
+    assert b"_created" not in generate_latest(metrics.registry)
+
+
 def test_buckets_are_vllm_s() -> None:
     metrics = front_metrics()
     run(metrics, gaps=(0.1, 0.1))
