@@ -76,6 +76,7 @@ class TorchEngine:
         shared = share_weights(pool, weights, layout(self._start.config, dtype.itemsize), dtype)
         kv = PagedKv(pool.map_kv(), self.geometry, self._start.settings.unit_bytes)
         self._opened = _Opened(model=DenseModel(self._start.config, shared), kv=kv)
+        self._opened.model.warm_up()
 
     def add(self, rid: str, token_ids: Sequence[int], sampling: Sampling, *, prompt_len: int,
             kv: KVHandoff | None = None, detach: bool = False) -> None:  # fmt: skip

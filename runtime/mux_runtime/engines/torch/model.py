@@ -39,6 +39,20 @@ class DenseModel:
         head = self._weights["embed" if tied else "head"]
         return functional.linear(self._norm(hidden, "norm"), head).float()
 
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Pays for the first use of the kernels and for paging weights in; touches no KV."""
+
+        def attend(
+            _: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        ) -> torch.Tensor:
+            grouped = query.view(1, key.shape[1], -1, query.shape[2])
+            columns = key.transpose(0, 1).unsqueeze(0), value.transpose(0, 1).unsqueeze(0)
+            return functional.scaled_dot_product_attention(grouped, *columns)
+
+        start = torch.zeros(1, dtype=torch.int64)
+        self.logits(self.forward(start, start, attend)).argmax()
+
     def _attention(
         self, layer: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
         attend: Attention,
