@@ -69,7 +69,7 @@ class ScriptedHost:
     def __init__(self, order: HostOrder, shape: KVGeometry, description: EngineDescription) -> None:
         self.order, self.shape, self.description = order, shape, description
         self.lost = asyncio.Event()
-        self.pid = order.epoch
+        self.pid, self.ending = order.epoch, ""
         self.seqs: dict[str, _Seq] = {}
         self.gate: asyncio.Event | None = None
         self.steps: list[Grant] = []

@@ -3,6 +3,7 @@
 Series of a GPU (identity, seconds, verified shares) appear only where there is one to measure.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -90,6 +91,13 @@ class UnitCollector(Collector):
         decided = scheduler.rounds.decision_seconds
         rounds.add_metric(unit, decided.buckets(), decided.total)
         yield rounds
+        overlap = CounterMetricFamily(
+            "muxserve_unit_overlap_seconds", "Time by which steps ran together.",
+            labels=(*_U, "pair"),
+        )  # fmt: skip
+        for pair, seconds in scheduler.rounds.overlap.until(time.monotonic()):
+            overlap.add_metric((*unit, pair), seconds)
+        yield overlap
         held = CounterMetricFamily("muxserve_unit_held", "Phases held in a round, by reason.",
                                    labels=(*_U, "reason"))  # fmt: skip
         for why, count in sorted(scheduler.rounds.holds.items()):

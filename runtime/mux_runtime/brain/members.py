@@ -41,6 +41,7 @@ class UnitMembers:
     kept: Path
     applied_generation: int = 0
     leaving: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    closing: bool = False
 
     def wanted(self, model: str) -> MemberSpec:
         """The spec a member's hosts are started with."""
@@ -64,6 +65,8 @@ class UnitMembers:
 
     def reconcile(self) -> None:
         """Starts every change that is due; the rest follows when those have ended."""
+        if self.closing:
+            return
         wanted = {m.model: m for m in self.spec.members}
         for model, member in list(self.scheduler.members.items()):
             if model in self.leaving:
@@ -88,6 +91,7 @@ class UnitMembers:
 
     async def drain(self) -> None:
         """Refuses new requests of every member and lets running ones finish."""
+        self.closing = True
         members = list(self.scheduler.members.values())
         await asyncio.gather(*(
             self.scheduler.drain_member(m.model, m.spec.drain_timeout_s) for m in members

@@ -101,7 +101,7 @@ class HostKeeper:
         await slot.quiet()
         if slot.state is not HostState.FAILED:
             slot.happen(HostEvent.DIED)
-        return "process gone, hung or out of step with its ledger"
+        return host.ending or "it was ended: hung, or out of step with its ledger"
 
     async def _pause(self, slot: HostSlot, failures: int) -> None:
         try:

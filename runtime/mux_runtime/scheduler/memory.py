@@ -17,6 +17,8 @@ from mux_runtime.kvpool.allocator import Allocator, Owner, Span
 from mux_runtime.scheduler.keeping import DoesNotFit
 from mux_runtime.scheduler.members import Member
 
+_LEAST_RATE = 0.1
+"""Requests/s a member counts for when KV is shared, though its plan expected none."""
 _QUEUE_SEEN = 64
 """Waiting requests that count for a member's wish; more would not change who is short."""
 
@@ -93,7 +95,8 @@ class UnitMemory:
         claims = [
             QuotaClaim(
                 model=m.model, floor=m.floor, limit=max(m.limit, m.floor),
-                used=m.units_used(self.allocator), wanted=_wanted(m), weight=m.spec.rate,
+                used=m.units_used(self.allocator), wanted=_wanted(m),
+                weight=_LEAST_RATE + m.spec.rate,
             )
             for m in members if m.card is not None
         ]  # fmt: skip

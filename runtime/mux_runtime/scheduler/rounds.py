@@ -14,7 +14,7 @@ from mux_core.adbs import GrantDecision, Preempt, Round, Turn, UnitLoad, Why, ad
 from mux_core.engine import Grant, Phase, Row
 from mux_core.errors import InvariantError, PeerError
 from mux_core.lifecycle import HostEvent, HostState, RequestEvent
-from mux_runtime.scheduler.durations import Durations
+from mux_runtime.scheduler.durations import DECISION_EDGES, STEP_EDGES, Durations, Overlap
 from mux_runtime.scheduler.hosts import HostSlot
 from mux_runtime.scheduler.members import Member
 from mux_runtime.scheduler.memory import UnitMemory
@@ -43,8 +43,9 @@ class Rounds:
         self.changed = asyncio.Event()
         self.broken = asyncio.Event()
         self.bugs = 0
-        self.decision_seconds = Durations()
-        self.step_seconds = {phase: Durations() for phase in Phase}
+        self.decision_seconds = Durations(DECISION_EDGES)
+        self.step_seconds = {phase: Durations(STEP_EDGES) for phase in Phase}
+        self.overlap = Overlap(clock())
         self.holds: Counter[Why] = Counter()
         self._clock = clock
         self._turn = Turn()
@@ -175,11 +176,14 @@ class Rounds:
 
     async def _step(self, member: Member, slot: HostSlot, grant: Grant, percent: int) -> None:
         begun = self._clock()
+        self.overlap.begin(slot.phase, begun)
         try:
             await self._stepper.run(member, slot, grant)
         finally:
+            ended = self._clock()
             self._sm_in_use -= percent
-            self.step_seconds[slot.phase].observe(self._clock() - begun)
+            self.step_seconds[slot.phase].observe(ended - begun)
+            self.overlap.end(slot.phase, ended)
             for other in self.members.values():
                 other.lease_cap = None
             self.wake()
