@@ -13,13 +13,12 @@ from dataclasses import dataclass
 class Interference:
     """`decode_by_prefill`: relative slowdown of decodes while a prefill runs all the time;
     `prefill_by_decode`: the reverse; `bus_efficiency`: share of the data sheet's bandwidth that
-    decodes reach together; `slack`: bandwidth asked for beyond which a unit is called conflicted.
+    decodes reach together (0.85: what large copies reach on an A100).
     """
 
     decode_by_prefill: float = 0.25
     prefill_by_decode: float = 0.15
     bus_efficiency: float = 0.85
-    slack: float = 1.25
 
     def bus_stretch(self, asked: float) -> float:
         """Factor on decode steps that together ask for `asked` of the data sheet's bandwidth."""

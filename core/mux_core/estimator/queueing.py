@@ -259,7 +259,7 @@ class QueueingUnits:
         if sum(state.percent for state in states) > 100:
             return UnitOutcome(members=members, refused=PlanReason.SHARING_NOT_BENEFICIAL,
                                message="decode floors exceed 100%")  # fmt: skip
-        conflicted = len(states) > 1 and self._bus(kind, states) > self.interference.slack
+        conflicted = len(states) > 1 and self._bus(kind, states) > self.interference.bus_efficiency
         reason = PlanReason.BANDWIDTH_CONFLICT if conflicted else PlanReason.SHARING_NOT_BENEFICIAL
         for state, member in zip(states, members, strict=True):
             message = self._refusal(state.ask.llm, member)

@@ -1,0 +1,85 @@
+"""Estimator `default`: what sharing costs, and that it says why it says no."""
+
+import pytest
+
+from mux_core.estimator.queueing import QueueingUnits
+from mux_core.estimator.unit import Ask, GroupKind
+from mux_core.llm import SharingPolicy, Slo
+from mux_core.planning import PlanReason
+from mux_core.units import GIB, Bytes, Percent
+from planner_builders import an_llm
+
+
+def kind(gpus: int = 1, gpu: str = "a100-80gb") -> GroupKind:
+    return GroupKind(gpus=gpus, gpu=gpu, memory=Bytes(80 * GIB))
+
+
+def ask(name: str, rate: float, profile: str = "llama-7b", slo: Slo | None = None, **sharing):
+    llm = an_llm(name, profile, rate, slo=slo, sharing=SharingPolicy(**sharing))
+    return Ask(llm=llm, rate=rate)
+
+
+def one(rate: float, **kwargs):
+    return QueueingUnits().outcome(kind(), [ask("a", rate, **kwargs)])
+
+
+def test_latencies_and_use_rise_with_the_rate():
+    slow, fast = one(1.0).members[0], one(6.0).members[0]
+    assert slow.utilisation < fast.utilisation
+    assert slow.ttft_mean_s < fast.ttft_mean_s < fast.ttft_p99_s
+    assert slow.tpot_mean_s < fast.tpot_mean_s < fast.tpot_p99_s
+
+
+def test_company_costs_latency():
+    alone = one(3.0).members[0]
+    beside = QueueingUnits().outcome(kind(), [ask("a", 3.0), ask("b", 3.0)]).members[0]
+    assert beside.tpot_mean_s > alone.tpot_mean_s
+    assert beside.ttft_p99_s > alone.ttft_p99_s
+
+
+def test_a_rate_beyond_headroom_is_refused_with_both_numbers():
+    found = one(12.0)
+    assert found.refused is PlanReason.SHARING_NOT_BENEFICIAL
+    assert "headroom is 90%" in found.message
+
+
+def test_busy_decodes_together_are_a_bandwidth_conflict():
+    found = QueueingUnits().outcome(kind(), [ask(f"m{i}", 3.2) for i in range(3)])
+    assert found.refused is PlanReason.BANDWIDTH_CONFLICT
+
+
+def test_weights_beyond_memory_do_not_fit():
+    asks = [ask("a", 0.1, "llama-13b"), ask("b", 0.1, "llama-13b"), ask("c", 0.1, "llama-13b")]
+    assert QueueingUnits().outcome(kind(), asks).refused is PlanReason.DOES_NOT_FIT
+
+
+def test_an_slo_that_the_step_time_breaks_is_refused():
+    tight = Slo(tpot_s=0.015)
+    assert one(0.2, slo=tight).fits
+    found = one(5.0, slo=tight)
+    assert not found.fits
+    assert "SLO" in found.message
+
+
+def test_a_relaxed_estimator_reports_attainment_instead_of_refusing():
+    found = QueueingUnits(enforce_slo=False).outcome(kind(), [ask("a", 5.0, slo=Slo(tpot_s=0.015))])
+    assert found.fits
+    assert found.members[0].attainment < 0.5
+
+
+def test_shares_stay_within_a_whole_gpu_and_within_each_llms_bounds():
+    asks = [ask("a", 2.0, max_percent=Percent(40)), ask("b", 0.2, min_percent=Percent(30))]
+    shares = [member.share.decode for member in QueueingUnits().outcome(kind(), asks).members]
+    assert sum(shares) <= 100
+    assert shares[0] <= 40
+    assert shares[1] >= 30
+
+
+@pytest.mark.parametrize("request_gib", [1, 20])
+def test_kv_floors_are_kept(request_gib):
+    floor = Bytes(request_gib * GIB)
+    asks = [ask("a", 4.0), ask("b", 0.01, kv_request=floor)]
+    found = QueueingUnits().outcome(kind(), asks)
+    assert found.members[1].kv >= floor
+    weights = sum(a.llm.weight_bytes for a in asks)
+    assert weights + sum(member.kv for member in found.members) <= 80 * GIB
