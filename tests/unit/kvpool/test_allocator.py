@@ -205,6 +205,7 @@ def test_an_owner_may_reserve_more(opened: Callable[[int], Allocator]) -> None:
 
 
 @pytest.mark.parametrize("kind", allocators(), ids=lambda kind: kind.kind)
+@settings(deadline=None)
 @given(total=totals(), calls=st.lists(steps(), max_size=40))
 def test_every_unit_is_free_or_has_one_owner(
     kind: Callable[[int], Allocator], total: int, calls: list[tuple[object, ...]]
@@ -217,7 +218,7 @@ def test_every_unit_is_free_or_has_one_owner(
     run.check()
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(total=totals(), calls=st.lists(steps(), min_size=5, max_size=60))
 def test_both_allocators_give_the_same_ids(total: int, calls: list[tuple[object, ...]]) -> None:
     run = Twins([kind(total) for kind in allocators()])

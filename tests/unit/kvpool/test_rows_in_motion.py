@@ -1,6 +1,6 @@
 """Allocator and ledger together, as a scheduler moves rows: nothing leaks on any path."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvpool_builders import geometry
@@ -79,6 +79,7 @@ class Scheduler:
         self.ledger.open(self.owners[host], SHAPE)
 
 
+@settings(deadline=None)
 @given(MOVES)
 def test_after_any_moves_ledger_and_pool_agree(moves: list[tuple[str, int, int, int]]) -> None:
     scheduler = Scheduler()
