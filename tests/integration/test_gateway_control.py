@@ -21,6 +21,7 @@ from gateway_builders import (
     running_front,
     running_gateway,
     table,
+    until,
 )
 from mux_core.routes import RouteTable, to_json
 from mux_runtime.control import control_pb2 as pb
@@ -145,6 +146,25 @@ async def test_the_metrics_port_tells_everything(gateway: Gateway) -> None:
         session.get(f"http://{HOST}:{gateway.metrics_port}/metrics") as answer,
     ):
         assert "alpha" not in await answer.text()
+
+
+async def test_a_model_s_series_stay_until_its_last_request_has_left(gateway: Gateway) -> None:
+    def inflight() -> float | None:
+        return gateway.metrics.registry.get_sample_value(
+            "muxserve_gateway_inflight_requests",
+            {"mux_namespace": "ns", "pool": "p", "model": "alpha-llm", "model_name": "alpha"},
+        )
+
+    gateway.book.apply(table())
+    async with aiohttp.ClientSession() as session:
+        url = f"http://{HOST}:{gateway.http_port}/v1/completions"
+        waiting = asyncio.create_task(session.post(url, json={"model": "alpha", "prompt": "x"}))
+        await until(gateway, held=1)
+        gateway.metrics.place(table(generation=2, routes=()))
+        assert inflight() == 1
+        gateway.book.apply(table(generation=2, routes=()))
+        assert (await waiting).status == 404
+    assert inflight() is None
 
 
 class Process:

@@ -42,7 +42,6 @@ class Gateway:
         self.metrics = GatewayMetrics(CollectorRegistry(), namespace="", pool="")
         self.control = GatewayControl(self.book, self.metrics)
         self.book.listen(self._table_changed)
-        self._models: frozenset[str] = frozenset()
         self._units = Units()
         self.proxy = Proxy(self.book, self.desk, self._units, self.metrics)
         self._inside = 0
@@ -85,11 +84,7 @@ class Gateway:
         await self._units.close()
 
     def _table_changed(self, table: RouteTable) -> None:
-        self.metrics.place(namespace=table.namespace, pool=table.pool)
-        models = frozenset(route.model for route in table.routes)
-        for gone in sorted(self._models - models):
-            self.metrics.forget(gone)
-        self._models = models
+        self.metrics.place(table)
         self.desk.update(table)
 
     def _app(self) -> web.Application:

@@ -1,12 +1,13 @@
 """The gateway's series, and the counters that the operator reads."""
 
+from collections import Counter as Count
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from mux_core.routes import Route
+from mux_core.routes import Route, RouteTable
 from mux_runtime.openai import buckets
 from mux_runtime.openai.series import MODEL_LABELS, FirstHop, Hop, ModelLabels, drop_model
 
@@ -55,6 +56,8 @@ class GatewayMetrics:
         self._labels = ModelLabels(namespace=namespace, pool=pool)
         self.first_hop = FirstHop(registry, self._labels, Hop.GATEWAY)
         self.counters: dict[str, ModelCounters] = {}
+        self._models: frozenset[str] = frozenset()
+        self._inside: Count[str] = Count()
         self._responses = Counter(
             "muxserve_gateway_responses",
             "Answers by HTTP status.",
@@ -93,9 +96,16 @@ class GatewayMetrics:
             registry=registry,
         )
 
-    def place(self, *, namespace: str, pool: str) -> None:
-        """The table says whose models these are."""
-        self._labels.namespace, self._labels.pool = namespace, pool
+    def place(self, table: RouteTable) -> None:
+        """Whose models these are; series of models that left go, counters stay readable.
+
+        A model with requests inside keeps its series until the last of them has left.
+        """
+        self._labels.namespace, self._labels.pool = table.namespace, table.pool
+        before, self._models = self._models, frozenset(r.model for r in table.routes)
+        for model in sorted(before - self._models):
+            if not self._inside[model]:
+                self._drop(model)
 
     def _of(self, route: Route) -> tuple[str, ...]:
         return self._labels.of(route.model, route.served_name)
@@ -105,11 +115,17 @@ class GatewayMetrics:
 
     def arrived(self, route: Route) -> None:
         self.model(route).arrivals += 1
+        self._inside[route.model] += 1
         self.first_hop.arrived(route.model, route.served_name)
         self._inflight.labels(*self._of(route)).inc()
 
     def left(self, route: Route) -> None:
+        self._inside[route.model] -= 1
         self._inflight.labels(*self._of(route)).dec()
+        if not self._inside[route.model]:
+            del self._inside[route.model]
+            if route.model not in self._models:
+                self._drop(route.model)
 
     def answered(self, route: Route | None, code: int) -> None:
         labels = (self._labels.namespace, self._labels.pool, UNKNOWN, UNKNOWN)
@@ -128,8 +144,7 @@ class GatewayMetrics:
     def cut(self, route: Route, reason: Cut) -> None:
         self._cut.labels(*self._of(route), reason.value).inc()
 
-    def forget(self, model: str) -> None:
-        """Removes the series of a model that left the table; its counters stay readable."""
+    def _drop(self, model: str) -> None:
         for metric in (self._responses, self._rejected, self._held, self._inflight, self._hold,
                        self._cut):  # fmt: skip
             drop_model(metric, model)

@@ -182,8 +182,11 @@ class Proxy:
 
     @contextlib.contextmanager
     def _holding(self, visit: Visit) -> Iterator[float]:
-        """Measures the hold, if there is one; gives the time at which it must end."""
-        deadline = visit.arrival + self._book.table.hold_timeout_s
+        """Measures the hold, if there is one; gives the time at which it must end.
+
+        Only time spent held counts: a request that a unit lost late may still wait for another.
+        """
+        deadline = _now() + self._book.table.hold_timeout_s - visit.held_s
         if not self._desk.must_wait(visit.route.served_name, visit.place, avoid=visit.last):
             yield deadline
             return
@@ -202,8 +205,8 @@ class Proxy:
                                Rejected.HOLD_EXPIRED if hold_s else Rejected.NO_UNIT)  # fmt: skip
         why = "its units do not answer" if serving else (route and route.reason) or "no unit"
         return errors.unavailable(
-            f"model {visit.route.served_name!r}: no unit serves it ({why}), waited "
-            f"{_now() - visit.arrival:.1f} s of at most {hold_s:g} s; retry later",
+            f"model {visit.route.served_name!r}: no unit serves it ({why}), held for "
+            f"{_now() - visit.arrival:.1f} s, at most {hold_s:g} s; retry later",
             code="no_ready_unit", retry_after_s=5.0)  # fmt: skip
 
     def _gone(self, name: str) -> ApiError:
