@@ -38,6 +38,7 @@ class Settings:
     namespaces: tuple[str, ...]
     lease_namespace: str
     gateway_url: str
+    host: str
     port: int
     read_nodes: bool
     identity: str
@@ -73,6 +74,7 @@ def _settings(argv: Sequence[str] | None) -> Settings:
     parser.add_argument("--lease-namespace", default=env.get("POD_NAMESPACE", "default"))
     parser.add_argument("--gateway-url", default=env.get("MUXSERVE_GATEWAY_URL", ""),
                         help="URL shown in statuses; {namespace} is replaced")  # fmt: skip
+    parser.add_argument("--host", default="0.0.0.0", help="address of probes and metrics")
     parser.add_argument("--port", type=int, default=8080, help="probes and metrics")
     parser.add_argument("--no-nodes", action="store_true",
                         help="do not read nodes; pools then need gpu.static")  # fmt: skip
@@ -85,7 +87,7 @@ def _settings(argv: Sequence[str] | None) -> Settings:
     return Settings(
         image=options.image, namespaces=tuple(options.namespace or ()),
         lease_namespace=options.lease_namespace, gateway_url=options.gateway_url,
-        port=options.port, read_nodes=not options.no_nodes,
+        host=options.host, port=options.port, read_nodes=not options.no_nodes,
         identity=options.identity,
     )  # fmt: skip
 
@@ -119,7 +121,7 @@ class Operator:
     async def run(self) -> None:
         """From the first probe to the end of leadership."""
         probes = Probes(alive=self._stuck, ready=self._missing, registry=self._metrics.registry)
-        runner = await probes.start(self._settings.port)
+        runner = await probes.start(self._settings.host, self._settings.port)
         api = await Api.connect(self._metrics)
         election = self._election = Election(
             LeaseAtApi(api, self._settings.lease_namespace), LeaseAtApi.NAME,

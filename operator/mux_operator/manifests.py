@@ -75,7 +75,7 @@ def unit_pod(
             "volumes": [
                 {"name": "unit", "configMap": {"name": record.unit}},
                 {"name": "run", "emptyDir": {}},
-                {"name": "tmp", "emptyDir": {}},
+                {"name": "scratch", "emptyDir": {}},
                 {"name": "shm", "emptyDir": {"medium": "Memory",
                                              "sizeLimit": _mebibytes(_arena_bytes(record))}},
                 *(_claim_volume(claim) for claim in claims),
@@ -157,7 +157,8 @@ def _unit_container(
                  "--run-dir", f"{names.RUN_FOLDER}/unit", "--host", "$(POD_IP)"],
         "env": [
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-            {"name": "HOME", "value": "/tmp"},
+            {"name": "HOME", "value": names.SCRATCH_FOLDER},
+            {"name": "TMPDIR", "value": names.SCRATCH_FOLDER},
         ],
         "ports": [{"name": name, "containerPort": port} for name, port in
                   (("http", 8000), ("internal", 8001), ("metrics", 8080), ("control", 9090))],
@@ -167,7 +168,7 @@ def _unit_container(
         "volumeMounts": [
             {"name": "unit", "mountPath": names.UNIT_FOLDER, "readOnly": True},
             {"name": "run", "mountPath": names.RUN_FOLDER},
-            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "scratch", "mountPath": names.SCRATCH_FOLDER},
             {"name": "shm", "mountPath": "/dev/shm"},
             *(_claim_mount(claim) for claim in claims),
         ],

@@ -25,6 +25,7 @@ GROUP_KEY: Final = "group.json"
 
 UNIT_FOLDER: Final = "/etc/muxserve/unit"
 RUN_FOLDER: Final = "/run/muxserve"
+SCRATCH_FOLDER: Final = "/scratch"
 MODELS_FOLDER: Final = "/models"
 FIRST_MODEL_PORT: Final = 10000
 

@@ -15,14 +15,14 @@ class Probes:
     ready: Callable[[], str]
     registry: CollectorRegistry
 
-    async def start(self, port: int) -> web.AppRunner:
+    async def start(self, host: str, port: int) -> web.AppRunner:
         app = web.Application()
         app.router.add_get("/healthz", self._alive)
         app.router.add_get("/readyz", self._ready)
         app.router.add_get("/metrics", self._metrics)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        await web.TCPSite(runner, port=port).start()
+        await web.TCPSite(runner, host, port).start()
         return runner
 
     async def _alive(self, _: web.Request) -> web.Response:

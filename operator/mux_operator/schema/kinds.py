@@ -31,6 +31,7 @@ class Kind:
     @property
     def schema(self) -> Schema:
         """The whole object's schema; rules still as `Rule` values."""
+        rules = {"x-kubernetes-validations": list(self.rules)} if self.rules else {}
         return {
             "type": "object",
             "required": ["spec"],
@@ -41,7 +42,7 @@ class Kind:
                 "spec": self.spec(),
                 "status": self.status(),
             },
-            "x-kubernetes-validations": list(self.rules),
+            **rules,
         }
 
 
@@ -50,7 +51,7 @@ LLM: Final = Kind(
     status=llm.status, columns=llm.columns, rules=(llm.NAME_RULE,), scale=True,
 )  # fmt: skip
 POOL: Final = Kind(
-    kind="GPUPool", plural="gpupools", short=("gpupool",), spec=pool.spec, status=pool.status,
+    kind="GPUPool", plural="gpupools", short=(), spec=pool.spec, status=pool.status,
     columns=pool.columns, rules=(pool.NAME_RULE,),
 )  # fmt: skip
 PLAN: Final = Kind(
@@ -77,6 +78,15 @@ def custom_resource_definition(kind: Kind) -> dict[str, Any]:
         "additionalPrinterColumns": kind.columns(),
     }
     singular = kind.kind.lower()
+    names: dict[str, Any] = {
+        "kind": kind.kind,
+        "listKind": f"{kind.kind}List",
+        "plural": kind.plural,
+        "singular": singular,
+        "categories": ["muxserve"],
+    }
+    if kind.short:
+        names["shortNames"] = list(kind.short)
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -84,14 +94,7 @@ def custom_resource_definition(kind: Kind) -> dict[str, Any]:
         "spec": {
             "group": GROUP,
             "scope": "Namespaced",
-            "names": {
-                "kind": kind.kind,
-                "listKind": f"{kind.kind}List",
-                "plural": kind.plural,
-                "singular": singular,
-                "shortNames": [name for name in kind.short if name != singular],
-                "categories": ["muxserve"],
-            },
+            "names": names,
             "versions": [version],
         },
     }

@@ -1,0 +1,194 @@
+"""From `helm install` to tokens, on a real control plane with the process kubelet.
+
+One installation serves all tests of this module: each leaves `tiny-llama` and `tiny-qwen2`
+serving in one unit.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.cluster import Cluster
+from harness.waiting import eventually
+from load import Ask, Fate, random_asks, run_load
+from mux_cli.tiny_models import write_demo
+from operator_builders import llm_manifest
+from operator_cluster import Installed, apply_models, install_crds, installed
+from reference_tokens import greedy_tokens
+
+pytestmark = [pytest.mark.cluster, pytest.mark.engine, pytest.mark.timeout(600)]
+
+MODELS = ("tiny-llama", "tiny-qwen2")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_demo(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def stack(cluster: Cluster, checkpoints: dict[str, Path]) -> Iterator[Installed]:
+    install_crds(cluster)
+    folder = next(iter(checkpoints.values())).parent
+    with installed(cluster, folder) as install:
+        apply_models(install, *MODELS)
+        install.wait_ready(*MODELS)
+        yield install
+
+
+def assert_reference(fates: list[Fate], checkpoints: dict[str, Path]) -> None:
+    """No broken stream, and what a client saw is what transformers says."""
+    for fate in fates:
+        assert not fate.broken, fate
+        wanted = greedy_tokens(checkpoints[fate.ask.model], fate.ask.prompt, fate.ask.max_tokens)
+        assert fate.tokens == wanted[: len(fate.tokens)]
+
+
+async def test_both_models_stream_the_tokens_of_transformers_from_one_unit(
+    stack: Installed, checkpoints: dict[str, Path]
+) -> None:
+    fates = await run_load(stack.url, random_asks(1, MODELS, 12))
+    assert_reference(fates, checkpoints)
+    assert len(stack.unit_pods()) == 1
+    assert stack.served() >= set(MODELS)
+
+
+def test_kubectl_shows_what_serves(stack: Installed) -> None:
+    header, *rows = stack.kubectl("get", "llm").splitlines()
+    assert header.split() == ["NAME", "MODEL", "READY", "REASON", "STATE", "RATE", "UNIT", "AGE"]
+    shown = {row.split()[0]: row.split()[1:5] for row in rows}
+    for model in MODELS:
+        assert shown[model] == [model, "True", "Ready", "Serving"]
+    pool = stack.kubectl.get("gpupool", "default")["status"]
+    assert (pool["gpus"], pool["freeGpus"], pool["unitCount"]) == (1, 0, 1)
+
+
+def test_every_model_has_its_own_address(stack: Installed) -> None:
+    ports = {stack.kubectl.get("service", f"llm-{model}")["spec"]["ports"][0]["targetPort"]
+             for model in MODELS}  # fmt: skip
+    assert len(ports) == len(MODELS)
+    (pod,) = stack.unit_pods()
+    for model in MODELS:
+        assert pod["metadata"]["labels"][f"llm.muxserve.io/{model}"] == "serving"
+
+
+async def test_a_third_model_joins_and_leaves_the_running_unit_under_load(
+    stack: Installed, checkpoints: dict[str, Path]
+) -> None:
+    before = stack.unit_pods()[0]["metadata"]["uid"]
+    load = asyncio.create_task(run_load(stack.url, random_asks(2, MODELS, 40, within_s=20.0)))
+    await asyncio.to_thread(apply_models, stack, "tiny-qwen3")
+    await asyncio.to_thread(stack.wait_ready, "tiny-qwen3")
+    assert_reference(await run_load(stack.url, random_asks(3, ["tiny-qwen3"], 4)), checkpoints)
+    await asyncio.to_thread(stack.kubectl, "delete", "llm", "tiny-qwen3")
+    await asyncio.to_thread(
+        eventually, lambda: "tiny-qwen3" not in stack.served(), "the model is gone"
+    )
+    assert_reference(await load, checkpoints)
+    (pod,) = stack.unit_pods()
+    assert pod["metadata"]["uid"] == before
+
+
+async def test_killing_the_operator_touches_no_pod_and_no_request(
+    stack: Installed, checkpoints: dict[str, Path]
+) -> None:
+    before = [pod["metadata"]["uid"] for pod in stack.unit_pods()]
+    load = asyncio.create_task(run_load(stack.url, random_asks(4, MODELS, 20, within_s=8.0)))
+    (operator,) = stack.operator_pods()
+    await asyncio.to_thread(stack.kubectl, "delete", "pod", operator["metadata"]["name"],
+                            "--grace-period=0", "--force")  # fmt: skip
+    assert_reference(await load, checkpoints)
+    await asyncio.to_thread(wait_operator, stack)
+    # The new leader changes something, so it does lead.
+    await asyncio.to_thread(apply_models, stack, "tiny-qwen3")
+    await asyncio.to_thread(stack.wait_ready, "tiny-qwen3")
+    await asyncio.to_thread(stack.kubectl, "delete", "llm", "tiny-qwen3")
+    assert [pod["metadata"]["uid"] for pod in stack.unit_pods()] == before
+
+
+async def test_an_api_server_away_for_half_a_minute_costs_no_request(
+    stack: Installed, checkpoints: dict[str, Path]
+) -> None:
+    before = [pod["metadata"]["uid"] for pod in stack.unit_pods()]
+    (operator,) = stack.operator_pods()
+    restarts = operator["status"]["containerStatuses"][0]["restartCount"]
+    api = next(p for p in stack.cluster.control_plane.parts if p.name == "kube-apiserver")
+    url = stack.url
+    load = asyncio.create_task(run_load(url, random_asks(5, MODELS, 40, within_s=30.0)))
+    api.kill(signal.SIGKILL)
+    await asyncio.sleep(30.0)
+    api.start()
+    await asyncio.to_thread(stack.cluster.control_plane.wait_ready)
+    assert_reference(await load, checkpoints)
+    await asyncio.to_thread(apply_models, stack, "tiny-qwen3")
+    await asyncio.to_thread(stack.wait_ready, "tiny-qwen3")
+    await asyncio.to_thread(stack.kubectl, "delete", "llm", "tiny-qwen3")
+    assert [pod["metadata"]["uid"] for pod in stack.unit_pods()] == before
+    (operator,) = stack.operator_pods()
+    assert operator["status"]["containerStatuses"][0]["restartCount"] == restarts
+
+
+def test_what_cannot_be_served_says_why_and_disturbs_nobody(stack: Installed) -> None:
+    cases = {
+        "absent": (llm_manifest("absent"), "NotFound"),
+        "remote": (llm_manifest("remote", model={"uri": "hf://org/model"}), "UnsupportedSource"),
+        "twin": (llm_manifest("twin", model={"uri": "pvc://models/tiny-qwen3",
+                                             "servedName": MODELS[0]}), "NameConflict"),
+        "lost": (llm_manifest("lost", model={"uri": "pvc://models/tiny-qwen3"},
+                              poolRef={"name": "nowhere"}), "PoolNotFound"),
+        "huge": (llm_manifest("huge", model={"uri": "pvc://models/tiny-qwen3"},
+                              sharing={"kvCache": {"request": "100Gi"}}), "DoesNotFit"),
+    }  # fmt: skip
+    for manifest, _ in cases.values():
+        stack.kubectl.apply(manifest)
+    for name, (_, reason) in cases.items():
+        eventually(lambda n=name, r=reason: _reason(stack, n) == r, f"{name} says {reason}",
+                   within=40, every=0.5)  # fmt: skip
+        assert stack.condition(name)["message"]
+    assert all(stack.condition(model)["status"] == "True" for model in MODELS)
+    stack.kubectl("delete", "llm", *cases)
+
+
+async def test_the_operator_measures_what_is_offered(stack: Installed) -> None:
+    """Twice what the unit takes: arrivals count, not completions."""
+    rate, seconds = 40.0, 75.0
+    asks = [Ask(model=MODELS[0], prompt=(7, 8, 9), max_tokens=64, delay_s=n / rate)
+            for n in range(int(rate * seconds))]  # fmt: skip
+    load = asyncio.create_task(run_load(stack.url, asks))
+    await asyncio.sleep(seconds - 2)
+    measured = await asyncio.to_thread(_metric, stack, MODELS[0])
+    fates = await load
+    assert any(fate.broken for fate in fates), "the offered rate is not beyond the capacity"
+    assert measured == pytest.approx(rate, rel=0.05)
+
+
+def wait_operator(stack: Installed) -> None:
+    def ready() -> bool:
+        conditions = [c for pod in stack.operator_pods() for c in pod["status"]["conditions"]]
+        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+    eventually(ready, "the operator is ready", within=60)
+
+
+def _reason(stack: Installed, model: str) -> str:
+    return str(stack.condition(model).get("reason", ""))
+
+
+def _metric(stack: Installed, model: str) -> float:
+    import urllib.request
+
+    address = stack.operator_pods()[0]["status"]["podIP"]
+    with urllib.request.urlopen(f"http://{address}:8080/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    lines = (line for line in text.splitlines() if line.startswith("muxserve_model_request_rate{"))
+    return next(float(line.split()[-1]) for line in lines if f'model="{model}"' in line)
+
+
+def test_no_forbidden_request_was_made(stack: Installed) -> None:
+    time.sleep(0.5)
+    user = f"system:serviceaccount:{stack.namespace}:mux-operator"
+    assert stack.cluster.audit.denied(user=user) == []
