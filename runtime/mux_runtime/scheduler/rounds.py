@@ -228,11 +228,19 @@ class Rounds:
             member = self.members[model]
             if member.held_since is None:
                 member.held_since = self._clock()
-        delay = self.settings.adapt_after_hold_s if short else self.settings.adapt_every_s
-        busy = short or not self.is_idle
-        if busy and self._rebalance_due is None:
-            loop = asyncio.get_running_loop()
-            self._rebalance_due = loop.call_later(delay, self.rebalance)
+        if short:
+            self._rebalance_in(self.settings.adapt_after_hold_s)
+        elif not self.is_idle:
+            self._rebalance_in(self.settings.adapt_every_s)
+
+    def _rebalance_in(self, delay_s: float) -> None:
+        """At the latest so much later; an earlier date stands."""
+        loop = asyncio.get_running_loop()
+        if self._rebalance_due is not None:
+            if self._rebalance_due.when() <= loop.time() + delay_s:
+                return
+            self._rebalance_due.cancel()
+        self._rebalance_due = loop.call_later(delay_s, self.rebalance)
 
     def rebalance(self) -> None:
         if self._rebalance_due is not None:

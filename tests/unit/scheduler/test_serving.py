@@ -234,6 +234,16 @@ async def test_requests_that_cannot_all_grow_still_all_finish() -> None:
     await box.scheduler.close()
 
 
+async def test_who_runs_short_gets_idle_quota_at_once_not_at_the_next_regular_look() -> None:
+    shape = geometry(2, 1)
+    box = unit({"a": shape, "b": shape}, units=shape.row_units * 30 + 2, adapt_every_s=60.0)
+    await start(box)
+    await collect(box, ask("b0", "b", [1], 3))
+    async with asyncio.timeout(5):
+        assert await collect(box, ask("a0", "a", [2], 100)) == expected([2], 100)
+    await box.scheduler.close()
+
+
 async def test_a_prompt_longer_than_the_budget_goes_over_several_steps() -> None:
     box = unit(units=2000, limits=Limits(prefill_tokens=16))
     await start(box)
