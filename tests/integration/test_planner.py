@@ -84,3 +84,34 @@ def test_every_member_stays_below_headroom():
     plan = best_plan(planner, problem, max_steps=LONG)
     assert plan.prediction.worst_ratio == 1.0
     assert any("headroom 70%" in note for note in plan.notes)
+
+
+FIRST_FIT = {
+    "synthetic_alpha2.1_scale0.5": (12, 17), "synthetic_alpha2.1_scale0.75": (13, 18),
+    "synthetic_alpha2.1_scale1.0": (15, 19), "synthetic_alpha2.1_scale1.25": (16, 21),
+    "synthetic_alpha0.9_scale0.5": (16, 20), "synthetic_alpha0.9_scale0.75": (20, 23),
+    "synthetic_alpha0.9_scale1.0": (26, 27), "synthetic_alpha0.9_scale1.25": (31, 31),
+    "chatlmsys_condense500": (19, 28), "chatlmsys_condense800": (26, 31),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FIRST_FIT)
+@pytest.mark.parametrize("limit", [None, 1], ids=["any-tensor", "one-tensor-member"])
+def test_all_demand_is_met_with_no_more_gpus_than_first_fit(case, limit):
+    problem = a_problem(CASES[case], policy=PlanningPolicy(max_tensor_members=limit))
+    plan = plan_of(problem)
+    check_legal(problem, plan)
+    assert plan.prediction.worst_ratio == 1.0
+    assert plan.prediction.gpus_used <= FIRST_FIT[case][0 if limit is None else 1]
+
+
+@pytest.mark.parametrize("limit", [None, 1], ids=["any-tensor", "one-tensor-member"])
+def test_overload_is_served_better_than_by_every_baseline(limit):
+    problem = a_problem(
+        CASES["chatlmsys_condense2000"], policy=PlanningPolicy(max_tensor_members=limit)
+    )
+    plan = plan_of(problem)
+    check_legal(problem, plan)
+    assert plan.prediction.goodput > 118.21
+    assert plan.prediction.worst_ratio > 0.314
+    assert plan.prediction.gpus_used == 32

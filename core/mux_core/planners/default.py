@@ -92,6 +92,8 @@ class _Run:
     capacity: Capacity
     items: list[Item]
     reach: float = 1.0
+    searches: int = 0
+    """Searches begun; each draws from a generator of its own."""
 
     @classmethod
     def of(cls, planner: DefaultPlanner, problem: PlacementProblem, oracle: Oracle) -> "_Run":
@@ -232,7 +234,7 @@ class _Run:
                 yield best
         assert best is not None
         search = self._searching(chosen, reach=self.reach)
-        for better in search.improve(best, self._budget(2), self._base()[1]):
+        for better in search.improve(best, self._overload_budget(), self._base()[1]):
             if self._worth(better) > self._worth(best):
                 best = better
                 yield best
@@ -244,7 +246,7 @@ class _Run:
             search = self._searching(reach * part, reach=reach)
             base, pinned = self._base()
             best = search.construct(1, base)
-            for better in search.improve(best, self._budget(6), pinned):
+            for better in search.improve(best, self._budget(8), pinned):
                 best = better
             yield reach * part, best
 
@@ -278,7 +280,8 @@ class _Run:
             targets=rates,
             floor=floor,
         )
-        search = PackingSearch(inserter, self.items, goal, Random(SEED))
+        self.searches += 1
+        search = PackingSearch(inserter, self.items, goal, Random(SEED + self.searches))
         if reach:
             search.goal = replace(goal, targets=self._targets(search, floor, reach))
         return search
@@ -303,6 +306,11 @@ class _Run:
         if steps is None:
             steps = 60 + 2 * min(len(self.items), MOST_REPACKED)
         return Budget(steps // divisor, (3000 + 8 * len(self.items)) // divisor)
+
+    def _overload_budget(self) -> Budget:
+        """Many steps, but no more estimates: with full groups most steps ask little."""
+        usual = self._budget()
+        return Budget(4 * usual.steps, usual.estimates // 2)
 
     def plan(self, packing: Packing) -> Plan:
         """The plan of a packing, without its explanations."""

@@ -1,0 +1,81 @@
+"""Whatever is asked for, a plan is legal, and more GPUs never make it worse."""
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mux_core.estimator.reference import ReferenceUnits
+from mux_core.llm import SharingPolicy
+from mux_core.planners.default import DefaultPlanner
+from mux_core.planning import PlanningPolicy, best_plan
+from mux_core.units import GIB, Bytes, Percent
+from planner_builders import a_problem, an_llm, check_legal, nodes
+
+LONG = 100_000
+SLOW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def llms(draw):
+    count = draw(st.integers(1, 6))
+    return tuple(
+        an_llm(
+            f"m{index}",
+            draw(st.sampled_from(["llama-7b", "llama-13b", "llama-30b"])),
+            draw(st.floats(0.01, 12.0)),
+            sharing=SharingPolicy(
+                exclusive=draw(st.booleans()) and index == 0,
+                tenant_group=draw(st.sampled_from(["", "", "x"])),
+                min_percent=draw(st.sampled_from([None, None, Percent(30)])),
+                max_percent=draw(st.sampled_from([Percent(100), Percent(60)])),
+                kv_request=draw(st.sampled_from([Bytes(0), Bytes(4 * GIB)])),
+            ),
+            priority=draw(st.integers(0, 1)),
+            max_replicas=draw(st.sampled_from([1, 3, 99])),
+        )
+        for index in range(count)
+    )
+
+
+estimators = st.sampled_from([ReferenceUnits, lambda: None])
+limits = st.sampled_from([None, 1])
+
+
+@SLOW
+@given(asked=llms(), gpus=st.integers(1, 8), estimator=estimators, limit=limits)
+def test_every_plan_is_legal(asked, gpus, estimator, limit):
+    problem = a_problem(
+        asked, cluster=nodes(1, gpus), policy=PlanningPolicy(max_tensor_members=limit)
+    )
+    check_legal(problem, best_plan(DefaultPlanner(estimator=estimator()), problem, max_steps=LONG))
+
+
+@SLOW
+@given(asked=llms(), estimator=estimators, data=st.data())
+def test_the_order_of_the_input_changes_nothing(asked, estimator, data):
+    shuffled = tuple(data.draw(st.permutations(asked)))
+    one, other = (
+        best_plan(DefaultPlanner(estimator=estimator()), a_problem(order, cluster=nodes(1)),
+                  max_steps=LONG)
+        for order in (asked, shuffled)
+    )  # fmt: skip
+    assert one.proposed == other.proposed
+
+
+@SLOW
+@given(asked=llms(), gpus=st.integers(1, 7), estimator=estimators)
+def test_one_more_gpu_never_lowers_the_objective(asked, gpus, estimator):
+    few, more = (
+        best_plan(
+            DefaultPlanner(estimator=estimator()),
+            a_problem(asked, cluster=nodes(1), policy=PlanningPolicy(gpu_limit=limit)),
+            max_steps=LONG,
+        ).prediction
+        for limit in (gpus, gpus + 1)
+    )
+    offered = sum(llm.demand.rate for llm in asked)
+    if few.goodput >= offered * (1 - 1e-6):
+        assert more.goodput >= offered * (1 - 1e-6)
+        assert more.gpus_used <= few.gpus_used
+    else:
+        worth = [(p.goodput / offered) ** 2 * p.worst_ratio for p in (few, more)]
+        assert worth[1] >= worth[0] - 1e-6
