@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from math import floor, log10
 from typing import Final
 
+from mux_core.carriers import out_of_reach
 from mux_core.llm import Demand, Dtype, Llm, ModelGeometry
 from mux_core.placement import KvQuota, Member, Placement, Share, Unit
 from mux_core.planning import PlacementProblem, PlanningPolicy
 from mux_core.snapshot import LlmObject, Observation, Snapshot, UnitRecord
 from mux_core.specs import PoolSpec
-from mux_core.status import Resolved
+from mux_core.status import MeasuredDemand, Resolved
 from mux_core.units import Bytes, ModelName, Percent
 from mux_core.unitspec import Device, MemberSpec
 
@@ -111,6 +112,7 @@ def question(snapshot: Snapshot) -> Question:
         llms=tuple(sorted(llms, key=lambda llm: llm.name)),
         policy=_policy(spec) if spec is not None else PlanningPolicy(),
         current=current_placement(seen, frozenset(known)),
+        barred=out_of_reach(seen),
         unit_prefix=f"{seen.key.name}-r{next_revision(seen)}-u",
     )
     return Question(problem=problem, inputs_hash=_hash(problem), usable=known)
@@ -150,6 +152,11 @@ def planned_rate(measured: float, declared: float, before: float) -> float:
     return _two_digits(wanted)
 
 
+def known_demand(item: LlmObject, snapshot: Snapshot) -> MeasuredDemand | None:
+    """What is measured; before anything is, what was last written: a restart forgets no rate."""
+    return snapshot.demand.get(item.name) or item.status.demand
+
+
 def _two_digits(value: float) -> float:
     if value < 0.01:
         return 0.0
@@ -178,7 +185,7 @@ def _tensor(allowed: tuple[int, ...], device: Device) -> tuple[int, ...]:
 def _demand(item: LlmObject, snapshot: Snapshot) -> Demand:
     assert item.spec is not None
     declared = item.spec.declared or Demand(rate=0.0)
-    measured = snapshot.demand.get(item.name)
+    measured = known_demand(item, snapshot)
     members = running_members(snapshot.seen).get(item.name, ())
     before = sum(member.rate for _, member in members)
     rate = planned_rate(measured.rate if measured else 0.0, declared.rate, before)

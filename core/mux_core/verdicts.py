@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from mux_core.carriers import live_carrier, out_of_reach, unmounted_claim
 from mux_core.placement import GpuNode
 from mux_core.planning import Plan, PlanReason
-from mux_core.problem import Question, name_losers, resolution, usable
+from mux_core.problem import Question, known_demand, name_losers, resolution, usable
 from mux_core.rates import is_stale
 from mux_core.reasons import (
     REASONS,
@@ -41,7 +42,7 @@ from mux_core.status import (
     StatusReport,
     Truth,
 )
-from mux_core.targets import live_carrier, ports, targets, unmounted_claim
+from mux_core.targets import ports, targets
 from mux_core.units import Bytes, ModelName, Percent, UnitId
 from mux_core.unitspec import Device, MemberSpec
 
@@ -125,7 +126,7 @@ def _llm_status(view: _View) -> LlmStatus:
         port=ports(seen).get(item.name, 0), state=_state(stamped, places),
         unit=",".join(place.unit for place in places), replicas=spec.min_replicas,
         ready_replicas=ready, conditions=stamped, placements=places,
-        demand=view.snapshot.demand.get(item.name), resolved=known,
+        demand=known_demand(item, view.snapshot), resolved=known,
         previous=previous if previous != known else None,
     )  # fmt: skip
     return _seldom(status, item.status)
@@ -173,7 +174,7 @@ def _cached(view: _View) -> Condition:
 
 
 def _demand_known(view: _View) -> Condition:
-    measured = view.snapshot.demand.get(view.item.name)
+    measured = known_demand(view.item, view.snapshot)
     if measured is not None and not is_stale(measured, now=view.snapshot.now):
         return _yes(_C.DEMAND_KNOWN, _R.RUNTIME_COUNTERS)
     if measured is not None:
@@ -197,22 +198,30 @@ def _placed(view: _View) -> Condition:
     refusal = next((u for u in view.outcome.plan.unplaced if u.model == item.name), None)
     if refusal is not None:
         reason = _REFUSALS.get(refusal.reason, _R.NO_CAPACITY)
-        return _no(_C.PLACED, reason, refusal.message, permanent=reason is _R.DOES_NOT_FIT)
+        barred = _barred(view) if reason is not _R.DOES_NOT_FIT else None
+        return barred or _no(
+            _C.PLACED, reason, refusal.message, permanent=reason is _R.DOES_NOT_FIT
+        )
     if view.places:
         return _yes(_C.PLACED, _R.EXCLUSIVE if spec.sharing.exclusive else _R.SHARED)
-    return _unplaced(view)
+    return _barred(view) or _unplaced(view)
 
 
 def _unplaced(view: _View) -> Condition:
-    for unit, member in view.outcome.plan.proposed.members():
-        claim = unmounted_claim(view.snapshot, unit.id, view.item)
-        if member.model == view.item.name and claim:
-            return _no(_C.PLACED, _R.CLAIM_NOT_MOUNTED, f"unit {unit.id} runs without claim "
-                       f"{claim}; put the checkpoint on a claim it has, or delete its pod: the "
-                       "next one mounts it")  # fmt: skip
     if view.outcome.planner_error:
         return _no(_C.PLACED, _R.PLANNER_ERROR, view.outcome.planner_error)
     return condition(_C.PLACED, Truth.UNKNOWN, _R.PLANNING)
+
+
+def _barred(view: _View) -> Condition | None:
+    """Said of a model without a place that a running unit has no mount for."""
+    seen = view.snapshot.seen
+    unit = min((u for model, u in out_of_reach(seen) if model == view.item.name), default=None)
+    if unit is None or view.places:
+        return None
+    claim = unmounted_claim(seen, unit, view.item)
+    return _no(_C.PLACED, _R.CLAIM_NOT_MOUNTED, f"unit {unit} runs without claim {claim}; put "
+               "the checkpoint on a claim it has, or delete its pod: the next one mounts it")  # fmt: skip
 
 
 def _runtime_ready(view: _View) -> Condition:
@@ -230,7 +239,7 @@ def _replica(view: _View, record: UnitRecord) -> Condition:
     refused = view.snapshot.refused.get(record.unit)
     if refused:
         return _no(_C.RUNTIME_READY, _R.UNIT_REFUSED_SPEC, refused)
-    carrier = live_carrier(view.snapshot, record.unit)
+    carrier = live_carrier(view.snapshot.seen, record.unit)
     if carrier is None or carrier.state is not CarrierState.RUNNING:
         message = carrier.message if carrier is not None else ""
         return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, message or f"unit {record.unit} starts")
@@ -295,7 +304,7 @@ _JUDGES: Final = (
 
 
 def _placement(view: _View, record: UnitRecord, member: MemberSpec) -> PlacementStatus:
-    carrier = live_carrier(view.snapshot, record.unit)
+    carrier = live_carrier(view.snapshot.seen, record.unit)
     told = view.told(record.unit)
     return PlacementStatus(
         unit=record.unit, pod=carrier.name if carrier is not None else "",
@@ -339,7 +348,7 @@ def _pool_status(outcome: Outcome, wanted: Mapping[UnitId, UnitRecord]) -> PoolS
 
 
 def _unit_status(snapshot: Snapshot, record: UnitRecord) -> PoolUnitStatus:
-    carrier: Carrier | None = live_carrier(snapshot, record.unit)
+    carrier: Carrier | None = live_carrier(snapshot.seen, record.unit)
     return PoolUnitStatus(
         unit=record.unit, node=record.group.node, gpus=record.group.gpus,
         models=tuple(ModelName(member.model) for member in record.spec.members),
