@@ -75,7 +75,8 @@ class PlacementProblem:
     """Everything one placement decision may look at. `now` is in seconds of any epoch.
 
     `current` is what runs; its units keep their ids in the plan. Ids of new units are drawn from
-    `unit_prefix` and the smallest unused index. LLMs and nodes are ordered by name.
+    `unit_prefix` and the smallest unused index. LLMs and nodes are ordered by name. `barred`
+    names LLMs that cannot join a unit as it runs (its pod lacks their volume).
     """
 
     now: float
@@ -84,6 +85,7 @@ class PlacementProblem:
     policy: PlanningPolicy = field(default_factory=PlanningPolicy)
     current: Placement = field(default_factory=Placement)
     unit_prefix: str = "u"
+    barred: frozenset[tuple[ModelName, UnitId]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -216,5 +216,6 @@ def _member(member: MemberSpec) -> Member:
 
 def _hash(problem: PlacementProblem) -> str:
     """Of everything but the time and the names of units to come."""
-    fixed = replace(problem, now=0.0, unit_prefix="")
-    return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
+    fixed = replace(problem, now=0.0, unit_prefix="", barred=frozenset())
+    text = f"{fixed!r} {sorted(problem.barred)!r}"  # a set prints differently in every process
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -8,11 +8,11 @@ this operator knew it stays: a restarted operator must not empty the table.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from mux_core.carriers import live_carrier
 from mux_core.problem import name_losers
 from mux_core.reasons import Reason
 from mux_core.routes import Endpoint, Route, RouteTable
 from mux_core.snapshot import Carrier, CarrierState, LlmObject, Snapshot, UnitRecord
-from mux_core.targets import live_carrier
 from mux_core.units import UnitId
 from mux_core.unitspec import MemberSpec
 
@@ -29,7 +29,7 @@ def route_table(snapshot: Snapshot, wanted: Mapping[UnitId, UnitRecord]) -> Rout
         routes += [_route(snapshot, wanted, item) for item in seen.members
                    if item.name not in losers]  # fmt: skip
     table = replace(published, routes=tuple(sorted(routes, key=lambda r: r.served_name)))
-    if seen.pool is not None:
+    if seen.pool is not None and not seen.pool.spec_error:
         limits = seen.pool.spec.gateway
         table = replace(table, max_queued_per_model=limits.max_queued_per_model,
                         hold_timeout_s=limits.hold_timeout_s)  # fmt: skip
@@ -58,7 +58,7 @@ def _endpoints(
 ) -> Iterator[Endpoint]:
     for unit, record in sorted(wanted.items()):
         member = record.spec.member(item.name)
-        carrier = live_carrier(snapshot, unit)
+        carrier = live_carrier(snapshot.seen, unit)
         if member is None or carrier is None or carrier.state is not CarrierState.RUNNING:
             continue
         endpoint = _endpoint(unit, carrier, member)

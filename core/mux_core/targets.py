@@ -3,30 +3,46 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from mux_core.carriers import out_of_reach
 from mux_core.errors import InvariantError
 from mux_core.placement import Member, Unit
 from mux_core.planning import Plan
 from mux_core.problem import Question, resolution, running_members
-from mux_core.snapshot import Carrier, CarrierState, LlmObject, Observation, Snapshot, UnitRecord
+from mux_core.snapshot import LlmObject, Observation, Snapshot, UnitRecord
 from mux_core.units import ModelName, UnitId
 from mux_core.unitspec import MemberSpec, UnitSpec
 
 
 def targets(snapshot: Snapshot, asked: Question, plan: Plan) -> dict[UnitId, UnitRecord]:
-    """Every unit that should be, by id; a record that needs no change is the written one."""
+    """Every unit that should be, by id; a record that needs no change is the written one.
+
+    A pool that cannot be read changes nothing: its units stay as written.
+    """
     objects = {item.name: item for item in snapshot.seen.members}
+    if snapshot.seen.pool is not None and snapshot.seen.pool.spec_error:
+        kept = (_without_gone(record, frozenset(objects)) for record in snapshot.seen.units)
+        return {record.unit: record for record in kept if record.spec.members}
     port_of = ports(snapshot.seen)
+    barred = out_of_reach(snapshot.seen)
     wanted = {}
     for unit in plan.proposed.units:
         written = next((r for r in snapshot.seen.units if r.unit == unit.id), None)
         members = tuple(
             _member_spec(member, objects[member.model], snapshot, written, port_of)
             for member in unit.members
-            if not unmounted_claim(snapshot, unit.id, objects[member.model])
+            if (member.model, unit.id) not in barred
         )
         if members:
             wanted[unit.id] = _record(snapshot, unit, written, members)
     return wanted
+
+
+def _without_gone(record: UnitRecord, models: frozenset[ModelName]) -> UnitRecord:
+    members = tuple(m for m in record.spec.members if m.model in models)
+    if members == record.spec.members:
+        return record
+    spec = replace(record.spec, members=members, generation=record.spec.generation + 1)
+    return replace(record, spec=spec)
 
 
 def ports(seen: Observation) -> dict[ModelName, int]:
@@ -44,28 +60,6 @@ def ports(seen: Observation) -> dict[ModelName, int]:
             used.add(port)
         result[item.name] = port
     return result
-
-
-def unmounted_claim(snapshot: Snapshot, unit: UnitId, item: LlmObject) -> str:
-    """The claim a running unit would need and cannot read; empty when all is well."""
-    claim = item.spec.source.claim if item.spec is not None else None
-    carrier = live_carrier(snapshot, unit)
-    if claim is None or carrier is None or carrier.claims is None or claim in carrier.claims:
-        return ""
-    return claim
-
-
-def live_carrier(snapshot: Snapshot, unit: UnitId) -> Carrier | None:
-    """The carrier of the unit's written incarnation, unless it is dead."""
-    record = next((r for r in snapshot.seen.units if r.unit == unit), None)
-    if record is None:
-        return None
-    return next(
-        (c for c in snapshot.seen.carriers
-         if c.unit == unit and c.incarnation == record.spec.incarnation
-         and c.state is not CarrierState.DEAD),
-        None,
-    )  # fmt: skip
 
 
 def _port_now(

@@ -220,8 +220,9 @@ def _barred(view: _View) -> Condition | None:
     if unit is None or view.places:
         return None
     claim = unmounted_claim(seen, unit, view.item)
-    return _no(_C.PLACED, _R.CLAIM_NOT_MOUNTED, f"unit {unit} runs without claim {claim}; put "
-               "the checkpoint on a claim it has, or delete its pod: the next one mounts it")  # fmt: skip
+    return _no(
+        _C.PLACED, _R.CLAIM_NOT_MOUNTED, f"unit {unit} runs without claim {claim}; put the "
+        "checkpoint on a claim it has, or delete its pod: the next one mounts it")  # fmt: skip
 
 
 def _runtime_ready(view: _View) -> Condition:
@@ -338,7 +339,7 @@ def _pool_status(outcome: Outcome, wanted: Mapping[UnitId, UnitRecord]) -> PoolS
     conditions = with_ready((_inventory(outcome), _plan_current(outcome), _moves(outcome)))
     active = max(seen.plans, key=lambda p: p.revision).name if seen.plans else ""
     return PoolStatus(
-        observed_generation=seen.pool.generation, gpus=gpus, free_gpus=gpus - len(used),
+        observed_generation=seen.pool.generation, gpus=gpus, free_gpus=max(0, gpus - len(used)),
         inventory={node.name: node.gpus for node in seen.nodes},
         units=tuple(_unit_status(outcome.snapshot, r) for _, r in sorted(wanted.items())),
         active_plan=active,

@@ -183,6 +183,8 @@ class _Packing:
     def _accepts(self, unit: Unit, llm: Llm, need: _Need) -> bool:
         if unit.group.size != need.tensor or llm.name in unit.models:
             return False
+        if (llm.name, unit.id) in self._problem.barred:
+            return False
         others = [self._llms[member.model].sharing for member in unit.members]
         if any(o.exclusive or o.tenant_group != llm.sharing.tenant_group for o in others):
             return False
