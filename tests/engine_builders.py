@@ -81,7 +81,9 @@ class KnownModel:
 @cache
 def _reference(folder: Path) -> object:
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 

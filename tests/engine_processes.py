@@ -59,8 +59,8 @@ class Unit:
         self.folder = folder
         self.log = folder / "log"
         self.allocator: Allocator = open_allocator(UNITS)
-        self._helloes: asyncio.Queue[HostLink] = asyncio.Queue()
-        self._links: list[HostLink] = []
+        self.helloes: dict[str, asyncio.Future[HostLink]] = {}
+        self.links: list[HostLink] = []
         self._server: asyncio.Server | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -75,7 +75,7 @@ class Unit:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        for link in self._links:
+        for link in self.links:
             link.disconnect()
             await link.wait_disconnected()
         for process in self._processes:
@@ -84,18 +84,20 @@ class Unit:
 
     async def start(self, model: KnownModel, phase: Phase, epoch: int) -> Process:
         """An opened host."""
+        host_id = f"{model.name}-{phase}"
+        hello = self.helloes[host_id] = asyncio.get_running_loop().create_future()
         popen = _start(
             self.log, "mux_runtime.engines.torch", "--connect", str(self.folder / "hosts.sock"),
-            "--host-id", f"{model.name}-{phase}", "--epoch", str(epoch), "--phase", phase.value,
+            "--host-id", host_id, "--epoch", str(epoch), "--phase", phase.value,
             "--pool", str(self.folder / "pool.sock"), "--model-dir", str(model.folder),
             "--unit-bytes", str(UNIT_BYTES),
         )  # fmt: skip
         self._processes.append(popen)
         async with asyncio.timeout(STARTS_WITHIN):
-            link = await self._helloes.get()
+            link = await hello
             opened = await link.open()
         assert link.hello.epoch == epoch
-        return Process(owner=Owner(f"{model.name}-{phase}", epoch), popen=popen, link=link,
+        return Process(owner=Owner(host_id, epoch), popen=popen, link=link,
                        geometry=opened.geometry)  # fmt: skip
 
     def lease(self, process: Process, rows: int) -> tuple[Row, ...]:
@@ -130,8 +132,8 @@ class Unit:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = await HostLink.accept(reader, writer)
-        self._links.append(link)
-        await self._helloes.put(link)
+        self.links.append(link)
+        self.helloes[link.hello.host_id].set_result(link)
 
 
 def wait_gone(popen: subprocess.Popen[bytes], seconds: float = 30.0) -> int:

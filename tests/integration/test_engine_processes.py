@@ -13,6 +13,8 @@ from mux_cli.tiny_models import write
 from mux_core.engine import Finish, KVHandoff, Phase
 from mux_core.errors import UnsupportedModel
 from mux_runtime.engines.host import BadGrant, EngineFault, RequestRefused
+from mux_runtime.engines.torch.start import Settings, TorchStart
+from mux_runtime.kvpool.client import PoolClient, Role
 
 pytestmark = pytest.mark.engine
 OUTPUTS = 24
@@ -60,8 +62,6 @@ async def test_a_killed_host_leaves_everybody_else_alone(unit: Unit, llama: Know
     prefill, decode = await asyncio.gather(
         unit.start(llama, Phase.PREFILL, 1), unit.start(llama, Phase.DECODE, 1)
     )
-    if prefill.link.hello.phase is not Phase.PREFILL:
-        prefill, decode = decode, prefill
     prompt, tokens = llama.sure_prompt(21, OUTPUTS)
 
     # Before adoption: the rows belong to nobody's process and survive.
@@ -149,3 +149,28 @@ async def test_a_model_nobody_can_run_is_told_before_torch_is_paid_for(
     (folder / "config.json").write_text(json.dumps({**config, "num_local_experts": 8}))
     with pytest.raises(UnsupportedModel, match="num_local_experts is 8"):
         await unit.start(KnownModel("llama", folder), Phase.DECODE, 1)
+
+
+async def test_hosts_started_at_once_load_once_after_a_loader_died(
+    unit: Unit, llama: KnownModel
+) -> None:
+    """The weights are loaded by one of those left; the other maps them (case K14)."""
+    weight_bytes = TorchStart(Settings(
+        model_dir=llama.folder, pool="", arena="", phases=frozenset(Phase), unit_bytes=2048,
+    )).describe().weight_bytes  # fmt: skip
+    with PoolClient.connect(str(unit.folder / "pool.sock")) as loader:
+        assert loader.attach(str(llama.folder), weight_bytes).role is Role.LOADER
+        opening = [
+            asyncio.create_task(unit.start(llama, phase, 1)) for phase in Phase
+        ]  # fmt: skip
+        await asyncio.sleep(0)
+        await asyncio.gather(*unit.helloes.values())
+    hosts = await asyncio.gather(*opening)
+    with PoolClient.connect(str(unit.folder / "pool.sock")) as client:
+        state = client.state()
+    assert state.sealed == {str(llama.folder): weight_bytes}
+    assert state.loading == {}
+    for host in hosts:
+        await host.link.add("a", (1, 2), greedy(1), prompt_len=2)
+        result = await unit.step(host, Phase.PREFILL)
+        assert result.outputs[0].finish is Finish.LENGTH

@@ -96,9 +96,12 @@ def serve(path: str, hello: Hello, start: EngineStart) -> int:
         try:
             sock.connect(path)
             wire.send(sock, wire.encode_hello(hello))
-            return _serve(sock, HostServer(start))
-        except (ConnectionError, FileNotFoundError):
+        except OSError:
             return OK  # The scheduler is gone, and with it every reason to live.
+        try:
+            return _serve(sock, HostServer(start))
+        except ConnectionError:
+            return OK
 
 
 def _serve(sock: socket.socket, server: HostServer) -> int:
