@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from gateway_builders import (
 from mux_core.routes import RouteTable, to_json
 from mux_runtime.control import control_pb2 as pb
 from mux_runtime.control import control_pb2_grpc
+from mux_runtime.gateway import main
 from mux_runtime.gateway.app import Gateway
 
 
@@ -165,6 +167,16 @@ async def test_a_model_s_series_stay_until_its_last_request_has_left(gateway: Ga
         gateway.book.apply(table(generation=2, routes=()))
         assert (await waiting).status == 404
     assert inflight() is None
+
+
+def test_a_taken_port_ends_the_process_with_its_name(
+    unused_tcp_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server((HOST, unused_tcp_port)):
+        code = main(["--host", HOST, "--port", str(unused_tcp_port), "--control-port", "0",
+                     "--metrics-port", "0"])  # fmt: skip
+    assert code == 1
+    assert f"port {HOST}:{unused_tcp_port}: cannot listen" in capsys.readouterr().err
 
 
 class Process:

@@ -250,6 +250,7 @@ async def test_a_hold_ends_with_503_and_the_reason() -> None:
         status, answer, headers = await post(gateway.http_port)
         assert (status, answer["error"]["code"]) == (503, "no_ready_unit")
         assert "Starting" in answer["error"]["message"]
+        assert headers["X-MuxServe-State"] == "Starting"
         assert "Retry-After" in headers
         assert value(gateway, "muxserve_gateway_rejected_total", reason="hold_expired") == 1
         assert value(gateway, "muxserve_gateway_hold_seconds_count", outcome="expired") == 1

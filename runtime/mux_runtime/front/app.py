@@ -58,6 +58,7 @@ class Front:
         self._host = ""
         self._doors: dict[str, _Open] = {}
         self._model_ports: dict[str, _Open] = {}
+        self._deaf: set[str] = set()  # models whose own port could not be opened
 
     @property
     def http_port(self) -> int:
@@ -107,8 +108,11 @@ class Front:
         door = Door(counts=True, only=model.served_name)
         try:
             self._model_ports[model.model] = await self._open(door, model.port, model=model.model)
+            self._deaf.discard(model.model)
         except PeerError as error:
-            _log.error("model %s: %s", model.model, error)
+            if model.model not in self._deaf:
+                self._deaf.add(model.model)
+                _log.error("model %s: %s; tried again at every change", model.model, error)
 
     async def _open(self, door: Door, port: int, *, model: str | None = None) -> _Open:
         runner = web.AppRunner(self._app(door, model), handler_cancellation=True,

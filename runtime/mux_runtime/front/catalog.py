@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from mux_core.errors import SpecError
 from mux_runtime.front import tokenizer as tokenizers
@@ -12,6 +14,18 @@ from mux_runtime.generation import Generator, ServedModel
 from mux_runtime.openai.errors import model_not_found, unavailable
 
 _log = logging.getLogger(__name__)
+
+
+RETRY_S: Final = 15.0
+"""A checkpoint without a tokenizer is looked at again after this, in case somebody added it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failure:
+    """Why a tokenizer did not load, and when to try again."""
+
+    message: str
+    retry_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +39,12 @@ class LoadedModel:
 class Catalog:
     """Tokenizers by checkpoint folder, and the models seen so far."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, *,
+                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
         self._generator = generator
+        self._clock = clock
         self._tokenizers: dict[str, Tokenizer] = {}
-        self._failures: dict[str, str] = {}
+        self._failures: dict[str, _Failure] = {}
         self._seen: dict[str, ServedModel] = {}
         self._loading = asyncio.Lock()
 
@@ -42,7 +58,7 @@ class Catalog:
 
     def failures(self) -> Mapping[str, str]:
         """Why a served model has no tokenizer, by model name."""
-        return dict(self._failures)
+        return {model: failure.message for model, failure in self._failures.items()}
 
     def known(self, served_name: str) -> ServedModel | None:
         """The model of that name, also while it cannot serve."""
@@ -60,7 +76,7 @@ class Catalog:
         if known is None:
             names = (m.served.served_name for m in ready)
             raise model_not_found(served_name, tuple(n for n in names if only in (None, n)))
-        why = self._failures.get(known.model, "its engine is starting, draining or restarting")
+        why = self.failures().get(known.model, "its engine is starting, draining or restarting")
         raise unavailable(f"model {served_name!r}: cannot serve now ({why}); retry shortly",
                           code="model_not_ready")  # fmt: skip
 
@@ -76,14 +92,17 @@ class Catalog:
             return self._forget(live, members)
 
     async def _load(self, model: ServedModel) -> None:
-        if model.path in self._tokenizers:
+        failure = self._failures.get(model.model)
+        if model.path in self._tokenizers or (failure and failure.retry_at > self._clock()):
             return
         try:
             self._tokenizers[model.path] = await tokenizers.load(model.path)
             self._failures.pop(model.model, None)
         except SpecError as error:
-            _log.error("model %s: %s", model.model, error)
-            self._failures[model.model] = str(error)
+            if failure is None:
+                _log.error("model %s: %s", model.model, error)
+            self._failures[model.model] = _Failure(
+                message=str(error), retry_at=self._clock() + RETRY_S)  # fmt: skip
 
     def _forget(
         self, live: tuple[ServedModel, ...], members: Collection[str]

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 from aiohttp import ClientError, web
 
+from mux_core.reasons import Reason
 from mux_core.routes import Endpoint, Route
 from mux_runtime.gateway.book import RouteBook
 from mux_runtime.gateway.desk import Address, Desk, DeskFull, HoldExpired, RouteGone, address_of
@@ -29,7 +30,8 @@ from mux_runtime.openai.streams import Streams
 
 MAX_SENDS: Final = 2
 """A request and one retry."""
-_PASSED_ON: Final = ("Content-Type", "Cache-Control", "Retry-After", "X-Accel-Buffering")
+_PASSED_ON: Final = ("Content-Type", "Cache-Control", "Retry-After", "X-Accel-Buffering",
+                     errors.STATE_HEADER)  # fmt: skip
 
 
 class _Peek(msgspec.Struct):
@@ -201,13 +203,14 @@ class Proxy:
     def _expired(self, visit: Visit, hold_s: float) -> ApiError:
         route = self._book.table.route(visit.route.served_name)
         serving = route is not None and route.serving
+        state = Reason.UNIT_UNREACHABLE if serving else (route.reason or None) if route else None
         self._metrics.rejected(visit.route,
                                Rejected.HOLD_EXPIRED if hold_s else Rejected.NO_UNIT)  # fmt: skip
         why = "its units do not answer" if serving else (route and route.reason) or "no unit"
         return errors.unavailable(
             f"model {visit.route.served_name!r}: no unit serves it ({why}), held for "
             f"{_now() - visit.arrival:.1f} s, at most {hold_s:g} s; retry later",
-            code="no_ready_unit", retry_after_s=5.0)  # fmt: skip
+            code="no_ready_unit", retry_after_s=5.0, state=state)  # fmt: skip
 
     def _gone(self, name: str) -> ApiError:
         serving = (route.served_name for route in self._book.table.routes if route.serving)

@@ -55,7 +55,8 @@ def api_error(error: Exception) -> ApiError:
             return error
         case ModelNotServing():
             return errors.unavailable(f"{error}; retry shortly", code="model_not_ready",
-                                      retry_after_s=error.retry_after_s)  # fmt: skip
+                                      retry_after_s=error.retry_after_s,
+                                      state=error.reason)  # fmt: skip
         case CapacityError():
             return errors.overloaded(str(error), code="queue_full")
         case SpecError():

@@ -3,13 +3,20 @@
 Every message names subject, value, limit and fix, in that order where they exist.
 """
 
+from typing import Final
+
 import msgspec
 
 from mux_core.errors import MuxError
 
+STATE_HEADER: Final = "X-MuxServe-State"
+
 
 class ApiError(MuxError):
-    """An HTTP answer that is an error; `code` is stable and may be switched on."""
+    """An HTTP answer that is an error; `code` is stable and may be switched on.
+
+    `state` is the closed reason for which a model cannot serve; clients see it as a header.
+    """
 
     def __init__(
         self,
@@ -20,6 +27,7 @@ class ApiError(MuxError):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: float | None = None,
+        state: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -27,12 +35,16 @@ class ApiError(MuxError):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self.state = state
 
     @property
     def headers(self) -> dict[str, str]:
-        if self.retry_after_s is None:
-            return {}
-        return {"Retry-After": str(max(1, round(self.retry_after_s)))}
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, round(self.retry_after_s)))
+        if self.state is not None:
+            headers[STATE_HEADER] = self.state
+        return headers
 
     def body(self) -> bytes:
         """The JSON object of the answer, and of an error event inside a stream."""
@@ -82,9 +94,10 @@ def overloaded(message: str, *, code: str, retry_after_s: float = 1.0) -> ApiErr
                     retry_after_s=retry_after_s)  # fmt: skip
 
 
-def unavailable(message: str, *, code: str, retry_after_s: float = 1.0) -> ApiError:
+def unavailable(message: str, *, code: str, retry_after_s: float = 1.0,
+                state: str | None = None) -> ApiError:  # fmt: skip
     """503: nothing can serve this now; the same request may pass later."""
-    return ApiError(message, status=503, kind="server_error", code=code,
+    return ApiError(message, status=503, kind="server_error", code=code, state=state,
                     retry_after_s=retry_after_s)  # fmt: skip
 
 
