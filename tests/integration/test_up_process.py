@@ -1,5 +1,6 @@
 """`muxserve up` as a process: exit codes, what it prints, and what it never leaves behind."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from load import Ask, run_load
 from mux_cli.demo_files import llm_manifest, write_manifests
 from mux_cli.tiny_models import TinyModel, write
 from up_server import muxserve_up, shared_memory, up_on, wait_until
@@ -79,6 +81,31 @@ def test_a_killed_gateway_comes_back_on_its_port(tiny: Path, tmp_path: Path) -> 
 
         wait_until(listed)
         assert up.end() == 0
+        assert up.leftovers() == []
+
+
+async def test_running_streams_end_whole_when_it_drains(tiny: Path, tmp_path: Path) -> None:
+    with muxserve_up(tmp_path, {"one": tiny}) as up:
+        asks = [Ask(model="one", prompt=(7, 8, number), max_tokens=300, ignore_eos=True)
+                for number in range(9, 17)]  # fmt: skip
+        load = asyncio.create_task(run_load(up.url, asks))
+        await asyncio.sleep(0.7)
+        assert not load.done()
+        code = await asyncio.to_thread(up.end)
+        fates = await load
+        assert [(f.finish, f.error) for f in fates] == [("length", "")] * len(asks)
+        assert code == 0
+        assert up.leftovers() == []
+
+
+def test_a_second_signal_ends_it_at_once(tiny: Path, tmp_path: Path) -> None:
+    with muxserve_up(tmp_path, {"one": tiny}) as up:
+        up.tree()
+        up.process.send_signal(signal.SIGINT)
+        wait_until(lambda: up.said("ending: running requests finish"))
+        if up.process.poll() is None:
+            up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(30) == 0
         assert up.leftovers() == []
 
 
