@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -19,6 +20,7 @@ class Ask:
     max_tokens: int
     delay_s: float = 0.0
     cancel_after: int | None = None
+    ignore_eos: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class Fate:
     tokens: list[int] = field(default_factory=list)
     finish: str | None = None
     error: str = ""
+    ttft_s: float = 0.0
+    total_s: float = 0.0
 
     @property
     def broken(self) -> bool:
@@ -65,8 +69,10 @@ async def run_load(url: str, asks: Sequence[Ask]) -> list[Fate]:
 async def _one(session: aiohttp.ClientSession, url: str, ask: Ask) -> Fate:
     fate = Fate(ask=ask)
     await asyncio.sleep(ask.delay_s)
+    begun = time.perf_counter()
     body = {"model": ask.model, "prompt": list(ask.prompt), "max_tokens": ask.max_tokens,
-            "temperature": 0, "stream": True, "return_token_ids": True}  # fmt: skip
+            "temperature": 0, "stream": True, "return_token_ids": True,
+            "ignore_eos": ask.ignore_eos}  # fmt: skip
     try:
         async with session.post(f"{url}/v1/completions", json=body) as answer:
             if answer.status != 200:
@@ -74,6 +80,9 @@ async def _one(session: aiohttp.ClientSession, url: str, ask: Ask) -> Fate:
                 return fate
             async for raw in answer.content:
                 _take(fate, raw.decode().strip())
+                fate.total_s = time.perf_counter() - begun
+                if fate.tokens and not fate.ttft_s:
+                    fate.ttft_s = fate.total_s
                 if ask.cancel_after is not None and len(fate.tokens) > ask.cancel_after:
                     return fate
     except (aiohttp.ClientError, TimeoutError) as error:
