@@ -440,6 +440,21 @@ async def test_a_model_s_own_port_serves_it_alone(
     assert generator.arrivals["own-llm"] == 1, "it bypassed the gateway"
 
 
+async def test_a_model_may_change_its_name_and_port_while_it_serves(
+    front: Front, generator: ScriptedGenerator, checkpoints: dict[str, Path],
+    unused_tcp_port_factory: Any,
+) -> None:  # fmt: skip
+    old, new = unused_tcp_port_factory(), unused_tcp_port_factory()
+    for name, port in (("old", old), ("new", new)):
+        generator.served = [served(name, checkpoints["alpha"], model="llm", port=port)]
+        await front.sync_models()
+        assert (await post(port, "/v1/completions", {"model": name, "prompt": "x"}))[0] == 200
+    for port in (new, front.http_port):
+        assert (await post(port, "/v1/completions", {"model": "old", "prompt": "x"}))[0] == 404
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await post(old, "/v1/completions", {"model": "new", "prompt": "x"})
+
+
 async def test_a_model_that_left_answers_503_while_it_is_a_member_and_404_after(
     front: Front, generator: ScriptedGenerator, checkpoints: dict[str, Path],
     unused_tcp_port_factory: Any,

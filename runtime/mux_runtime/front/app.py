@@ -103,19 +103,23 @@ class Front:
         self._doors.clear()
 
     async def _open_model_port(self, model: ServedModel) -> None:
+        """Opens the model's own port, or moves it to where it is wanted now."""
+        listening = self._model_ports.get(model.model)
+        if listening is not None and listening.port != model.port:
+            await self._close(self._model_ports.pop(model.model))
         if not model.port or model.model in self._model_ports:
             return
-        door = Door(counts=True, only=model.served_name)
+        door = Door(counts=True, only=model.model)
         try:
-            self._model_ports[model.model] = await self._open(door, model.port, model=model.model)
+            self._model_ports[model.model] = await self._open(door, model.port)
             self._deaf.discard(model.model)
         except PeerError as error:
             if model.model not in self._deaf:
                 self._deaf.add(model.model)
                 _log.error("model %s: %s; tried again at every change", model.model, error)
 
-    async def _open(self, door: Door, port: int, *, model: str | None = None) -> _Open:
-        runner = web.AppRunner(self._app(door, model), handler_cancellation=True,
+    async def _open(self, door: Door, port: int) -> _Open:
+        runner = web.AppRunner(self._app(door), handler_cancellation=True,
                                shutdown_timeout=_SHUTDOWN_S, access_log=None)  # fmt: skip
         await runner.setup()
         try:
@@ -130,7 +134,7 @@ class Front:
         if door is not None:
             await door.runner.cleanup()
 
-    def _app(self, door: Door, model: str | None) -> web.Application:
+    def _app(self, door: Door) -> web.Application:
         app = web.Application(
             client_max_size=self._max_body_bytes, middlewares=[error_answers(self._max_body_bytes)]
         )
@@ -140,8 +144,8 @@ class Front:
         app.router.add_get("/v1/models/{name:.+}", _with(self._one_model, door))
         app.router.add_post("/v1/completions", _with(self._service.completions, door))
         app.router.add_post("/v1/chat/completions", _with(self._service.chat, door))
-        if model is not None:
-            app.router.add_get("/metrics", self._model_metrics(model))
+        if door.only is not None:
+            app.router.add_get("/metrics", self._model_metrics(door.only))
         return app
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -162,7 +166,7 @@ class Front:
     def _cards(self, door: Door) -> list[ModelCard]:
         served = (loaded.served for loaded in self._catalog.ready())
         return [ModelCard(id=model.served_name, created=0, max_model_len=model.max_model_len)
-                for model in served if door.only in (None, model.served_name)]  # fmt: skip
+                for model in served if door.only in (None, model.model)]  # fmt: skip
 
     def _model_metrics(self, model: str) -> Handler:
         async def metrics(_: web.Request) -> web.Response:

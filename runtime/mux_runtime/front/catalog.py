@@ -62,20 +62,24 @@ class Catalog:
 
     def known(self, served_name: str) -> ServedModel | None:
         """The model of that name, also while it cannot serve."""
-        live = {model.served_name: model for model in self._generator.models()}
-        return live.get(served_name) or self._seen.get(served_name)
+        # A live model wins over one that was served under the same name before.
+        for model in (*self._generator.models(), *self._seen.values()):
+            if model.served_name == served_name:
+                return model
+        return None
 
     def find(self, served_name: str, *, only: str | None = None) -> LoadedModel:
-        """The model to ask. Raises ApiError: 404 unknown, 503 not now. `only` hides all others."""
-        ready = self.ready()
-        hidden = only is not None and served_name != only
+        """The model to ask. Raises ApiError: 404 unknown, 503 not now.
+
+        `only`: the one model (by object name) that may be found.
+        """
+        ready = [model for model in self.ready() if only in (None, model.served.model)]
         for model in ready:
-            if model.served.served_name == served_name and not hidden:
+            if model.served.served_name == served_name:
                 return model
-        known = None if hidden else self.known(served_name)
-        if known is None:
-            names = (m.served.served_name for m in ready)
-            raise model_not_found(served_name, tuple(n for n in names if only in (None, n)))
+        known = self.known(served_name)
+        if known is None or only not in (None, known.model):
+            raise model_not_found(served_name, tuple(m.served.served_name for m in ready))
         why = self.failures().get(known.model, "its engine is starting, draining or restarting")
         raise unavailable(f"model {served_name!r}: cannot serve now ({why}); retry shortly",
                           code="model_not_ready")  # fmt: skip
@@ -87,7 +91,7 @@ class Catalog:
         """
         async with self._loading:
             live = self._generator.models()
-            self._seen.update({model.served_name: model for model in live})
+            self._seen.update({model.model: model for model in live})
             await asyncio.gather(*(self._load(model) for model in _by_path(live)))
             return self._forget(live, members)
 
@@ -110,7 +114,7 @@ class Catalog:
         kept = {model.model for model in live} | set(members)
         gone = tuple(model for model in self._seen.values() if model.model not in kept)
         for model in gone:
-            del self._seen[model.served_name]
+            del self._seen[model.model]
             self._failures.pop(model.model, None)
         paths = {model.path for model in self._seen.values()}
         self._tokenizers = {p: t for p, t in self._tokenizers.items() if p in paths}

@@ -38,7 +38,7 @@ SSE_HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """A port: `only` names the one model it serves; behind the gateway nothing is counted."""
+    """A port: `only` is the one model it serves; behind the gateway nothing is counted."""
 
     counts: bool
     only: str | None = None
@@ -103,7 +103,7 @@ class Service:
 
     def _count_arrival(self, name: str, door: Door) -> None:
         known = self._catalog.known(name)
-        if door.counts and known is not None and door.only in (None, name):
+        if door.counts and known is not None and door.only in (None, known.model):
             self._generator.count_arrival(known.model)
             self._metrics.first_hop.arrived(known.model, known.served_name)
 
