@@ -371,6 +371,7 @@ def _ours(verb: str, path: str, error: ApiException) -> PeerError | SpecError:
             return NotThere(text)
         case 409:
             return Conflict(text)
-        case 400 | 403 | 405 | 413 | 415 | 422:
+        case 400 | 405 | 413 | 415 | 422:
             return SpecError(text)
+    # 403 too: an API server that just started refuses all until it has read its roles.
     return PeerError(text)
