@@ -32,6 +32,8 @@ from mux_core.targets import ports, targets
 from mux_core.units import UnitId
 
 PLANS_KEPT: Final = 10
+CLAIMS_AWAITED_S: Final = 15.0
+"""How long after its creation a model's claim may hold up the start of a pod."""
 
 
 def decide(snapshot: Snapshot, asked: Question, plan: Plan) -> tuple[Action, ...]:
@@ -92,7 +94,7 @@ def _publish(snapshot: Snapshot, wanted: Mapping[UnitId, UnitRecord]) -> Iterato
 
 
 def _label(snapshot: Snapshot, wanted: Mapping[UnitId, UnitRecord]) -> Iterator[Action]:
-    for carrier in snapshot.seen.carriers:
+    for carrier in sorted(snapshot.seen.carriers, key=lambda c: (c.unit, c.incarnation)):
         report = snapshot.reports.get(carrier.unit)
         if report is None or carrier.state is not CarrierState.RUNNING:
             continue
@@ -137,11 +139,31 @@ def _carry_out(snapshot: Snapshot, record: UnitRecord) -> Iterator[Action]:
 
 def _start(snapshot: Snapshot, record: UnitRecord, *, others: bool) -> Iterator[Action]:
     """Starts an incarnation once the one before is gone and its pause is over."""
+    pool = snapshot.seen.pool
+    if pool is None or pool.spec_error:
+        return
     if others or snapshot.now < snapshot.not_before.get(record.unit, 0.0):
         return
-    claims = {item.spec.source.claim for item in snapshot.seen.members if item.spec is not None}
-    yield StartUnit(record=record, claims=frozenset(c for c in claims if c),
-                    why=Why.UNIT_MISSING)  # fmt: skip
+    claims, awaited = _claims(snapshot)
+    if not awaited:
+        yield StartUnit(record=record, claims=claims, why=Why.UNIT_MISSING)
+
+
+def _claims(snapshot: Snapshot) -> tuple[frozenset[str], frozenset[str]]:
+    """Claims an inspect run has read, and young ones whose run a first pod waits for.
+
+    A pod that mounts an absent claim never starts, and one that runs mounts no other later.
+    """
+    read, awaited = set(), set()
+    for item in snapshot.seen.members:
+        claim = item.spec.source.claim if item.spec is not None else None
+        if claim is None:
+            continue
+        if item.status.previous is not None or resolution(item, snapshot.seen) is not None:
+            read.add(claim)
+        elif snapshot.now - item.created_at < CLAIMS_AWAITED_S:
+            awaited.add(claim)
+    return frozenset(read), frozenset(awaited - read)
 
 
 def _tell(snapshot: Snapshot, record: UnitRecord, carrier: Carrier) -> Iterator[Action]:

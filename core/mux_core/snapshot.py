@@ -155,8 +155,9 @@ class Observation:
 
     @property
     def members(self) -> tuple[LlmObject, ...]:
-        """The LLMDeployments that name this pool."""
-        return tuple(x for x in self.llms if x.spec is not None and x.spec.pool == self.key.name)
+        """The LLMDeployments that name this pool, by name."""
+        mine = (x for x in self.llms if x.spec is not None and x.spec.pool == self.key.name)
+        return tuple(sorted(mine, key=lambda item: item.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
