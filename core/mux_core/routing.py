@@ -12,7 +12,7 @@ from mux_core.carriers import live_carrier
 from mux_core.problem import name_losers
 from mux_core.reasons import Reason
 from mux_core.routes import Endpoint, Route, RouteTable
-from mux_core.snapshot import Carrier, CarrierState, LlmObject, Snapshot, UnitRecord
+from mux_core.snapshot import Carrier, CarrierState, LlmObject, Observation, Snapshot, UnitRecord
 from mux_core.units import UnitId
 from mux_core.unitspec import MemberSpec
 
@@ -29,14 +29,24 @@ def route_table(snapshot: Snapshot, wanted: Mapping[UnitId, UnitRecord]) -> Rout
         routes += [_route(snapshot, wanted, item) for item in seen.members
                    if item.name not in losers]  # fmt: skip
     table = replace(published, routes=tuple(sorted(routes, key=lambda r: r.served_name)))
-    if seen.pool is not None and not seen.pool.spec_error:
-        limits = seen.pool.spec.gateway
-        table = replace(table, max_queued_per_model=limits.max_queued_per_model,
-                        hold_timeout_s=limits.hold_timeout_s)  # fmt: skip
+    table = _limited(table, seen)
     if seen.routes is not None and table == published:
         return published
     newest = max([published.generation, *snapshot.has_table.values()])
     return replace(table, generation=newest + 1)
+
+
+def _limited(table: RouteTable, seen: Observation) -> RouteTable:
+    """With the limits of the pool the table is named after: one of the namespace's, while it is."""
+    if table.pool not in ("", seen.key.name):
+        return table
+    if seen.pool is None:
+        return replace(table, pool="")
+    if seen.pool.spec_error:
+        return table
+    limits = seen.pool.spec.gateway
+    return replace(table, pool=seen.key.name, hold_timeout_s=limits.hold_timeout_s,
+                   max_queued_per_model=limits.max_queued_per_model)  # fmt: skip
 
 
 def _route(
