@@ -39,6 +39,15 @@ def byte_level() -> Any:
     return tokenizer
 
 
+class ByteLevelDecoder:
+    """The text of `byte_level` tokens, without transformers."""
+
+    special = frozenset(range(len(SPECIALS)))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(byte_level().decode(list(ids), skip_special_tokens=True))
+
+
 @cache
 def byte_fallback() -> Any:
     """Sentencepiece's way, as Llama 2 and Mistral have: words with a leading mark, else bytes."""

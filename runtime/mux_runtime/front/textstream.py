@@ -4,12 +4,22 @@ Knows nothing of HTTP. Tokens are taken one by one, so a stop string ends the an
 token however the engine groups its outputs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from mux_core.engine import Finish, Output, TokenLogprob
 from mux_runtime.front.detokenizer import Detokenizer, StopStrings
-from mux_runtime.front.tokenizer import Tokenizer
 from mux_runtime.openai.requests import Options
+
+
+class Decoder(Protocol):
+    """Text of tokens; `special` ones have none."""
+
+    @property
+    def special(self) -> frozenset[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +35,8 @@ class Delta:
 class TextStream:
     """The answer to one request so far."""
 
-    def __init__(self, tokenizer: Tokenizer, options: Options) -> None:
-        self._detokenizer = Detokenizer(tokenizer.decode, tokenizer.special)
+    def __init__(self, decoder: Decoder, options: Options) -> None:
+        self._detokenizer = Detokenizer(decoder.decode, decoder.special)
         self._stops = StopStrings(options.stop)
         self._min_tokens = options.min_tokens
         self.token_count = 0
