@@ -86,3 +86,15 @@ def test_with_everyone_always_busy_every_phase_keeps_being_granted(
         unit.end(end)
     if grants > 2 * bound:
         assert min(counts.values()) >= 1, counts
+
+
+def test_a_wide_decode_is_not_passed_for_ever_by_narrow_ones_of_higher_priority() -> None:
+    narrow = {n: member(n, decoding=1, running=1, priority=1) for n in "abc"}
+    wide = member("d", decoding=1, running=1, decode_percent=90)
+    unit = ToyUnit({**narrow, "d": wide})
+    waited = 0
+    while ("d", Phase.DECODE) not in unit.flying:
+        waited += len(unit.round().grants)
+        assert waited <= decode_bound(4, unit.limits)
+        if ("d", Phase.DECODE) not in unit.flying:
+            unit.end(0)
