@@ -171,9 +171,8 @@ class KubeCluster:
 
     def pools(self) -> tuple[PoolKey, ...]:
         keys = {_key(item, item["metadata"]["name"]) for item in self._store.namespaced("gpupools")}
-        for item in self._store.namespaced("llmdeployments"):
-            spec = observing.llm_object(item).spec
-            keys |= {_key(item, spec.pool)} if spec is not None else set()
+        keys |= {_key(item, observing.pool_named(item))
+                 for item in self._store.namespaced("llmdeployments")}  # fmt: skip
         for kind in ("configmaps", "pods"):
             for item in self._store.namespaced(kind):
                 pool = observing.labels(item).get(names.POOL)

@@ -49,6 +49,12 @@ def owned_by(item: Object, uid: str) -> bool:
     return any(owner.get("uid") == uid for owner in owners)
 
 
+def pool_named(item: Object) -> str:
+    """The pool an LLMDeployment names; cheap, for every event asks it."""
+    reference = item["spec"].get("poolRef") or {}
+    return str(reference.get("name", "default"))
+
+
 def llm_object(item: Object) -> LlmObject:
     metadata = item["metadata"]
     try:
