@@ -42,6 +42,9 @@ def decode_object(raw: bytes) -> Body:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid(f"request body: not JSON ({error}); send one JSON object",
                       code="invalid_json") from error  # fmt: skip
+    except RecursionError as error:
+        raise invalid("request body: nested too deeply to read; no request needs that",
+                      code="invalid_json") from error  # fmt: skip
     if not isinstance(document, dict):
         raise invalid(f"request body: is {_kind(document)}, must be one JSON object",
                       code="invalid_json")  # fmt: skip

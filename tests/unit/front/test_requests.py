@@ -1,14 +1,19 @@
 """Bodies of both endpoints: what is read, and what is refused by name."""
 
+import contextlib
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mux_core.engine import Sampling
 from mux_runtime.openai.errors import ApiError
-from mux_runtime.openai.fields import decode_object
+from mux_runtime.openai.fields import IGNORED, NEUTRAL, decode_object
 from mux_runtime.openai.requests import (
+    _CHAT,
+    _COMPLETION,
     ChatRequest,
     CompletionRequest,
     Message,
@@ -220,14 +225,37 @@ def test_chat_refuses(fields: dict[str, Any], param: str, message: str) -> None:
         pytest.param(b"", "not JSON", id="empty"),
         pytest.param(b'{"a": NaN}', "not JSON", id="not a JSON number"),
         pytest.param(b'"\xff"', "not JSON", id="not UTF-8"),
+        pytest.param(b"[" * 5000 + b"]" * 5000, "nested too deeply", id="nested too deeply"),
         pytest.param(b"[]", "is a list, must be one JSON object", id="a list"),
         pytest.param(b"3", "is a number", id="a number"),
+        pytest.param(
+            b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "nested too deeply", id="a deep nest"
+        ),
     ],
 )
 def test_a_body_that_is_no_object_is_refused(raw: bytes, message: str) -> None:
     with pytest.raises(ApiError, match=message) as caught:
         decode_object(raw)
     assert caught.value.code == "invalid_json"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner,
+                                                                max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+FIELDS = sorted(_COMPLETION | _CHAT | IGNORED | set(NEUTRAL))
+
+
+@pytest.mark.parametrize("read", [completion_request, chat_request])
+@given(name=st.sampled_from(FIELDS), value=JSON)
+def test_whatever_a_field_holds_is_read_or_refused(read: Any, name: str, value: object) -> None:
+    body = {"model": "m", "prompt": "p", "messages": USER}
+    del body["prompt" if read is chat_request else "messages"]
+    with contextlib.suppress(ApiError):
+        read({**body, name: value})
 
 
 def test_an_error_is_openai_s_object() -> None:
