@@ -204,7 +204,14 @@ async def test_the_unit_s_full_queue_passes_with_its_retry_after(
     assert "Retry-After" in headers
 
 
-@pytest.mark.parametrize("body", ["{", "[]", '{"prompt": "x"}', '{"model": 5}'])
+DEEP = '{"model": "alpha", "x": ' + "[" * 50_000 + "]" * 50_000 + "}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["{", "[]", '{"prompt": "x"}', '{"model": 5}', DEEP],
+    ids=["cut off", "a list", "no model", "a number", "a deep nest"],
+)
 async def test_a_body_without_a_model_is_refused(body: str) -> None:
     async with running_gateway(table()) as gateway, aiohttp.ClientSession() as session:
         url = f"http://{HOST}:{gateway.http_port}/v1/chat/completions"

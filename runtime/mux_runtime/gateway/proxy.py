@@ -293,7 +293,7 @@ def _now() -> float:
 def _model_of(body: bytes) -> str:
     try:
         return msgspec.json.decode(body, type=_Peek).model
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return requests.model_of(decode_object(body))  # says what is wrong with it
 
 
