@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mux_core.errors import SpecError
 from mux_core.llm import Demand, Slo
@@ -99,3 +100,12 @@ def test_the_written_files_are_what_the_schema_says() -> None:
 def test_an_unknown_default_pool_field_has_its_path_named() -> None:
     with pytest.raises(SpecError, match=r'unknown field "spec.gpu.static\[0\].memroy"'):
         validate(pool_manifest(gpu={"static": [{"node": "a", "count": 1, "memroy": "1Gi"}]}))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "deploy" / "examples").glob("*.yaml")),
+                         ids=lambda file: file.stem)  # fmt: skip
+def test_the_examples_are_valid(file: Path) -> None:
+    documents = list(yaml.safe_load_all(file.read_text()))
+    assert documents
+    for document in documents:
+        validate(document)
