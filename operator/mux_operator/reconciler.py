@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mux_core.actions import Action, ApplyUnit, PublishRoutes, StartUnit, Why, WriteUnit
@@ -153,7 +153,7 @@ class Reconciler:
         with self._timed("5 act"):
             await self._act(key, actions, memory, snapshot)
         with self._timed("6 report"):
-            after = self._snapshot(seen, memory)
+            after = self._snapshot(_published(seen, actions), memory)
             outcome = Outcome(snapshot=after, asked=asked, plan=plan, planner_error=problem,
                               applying=bool(plan.steps))  # fmt: skip
             report = statuses(outcome)
@@ -283,6 +283,14 @@ def _stay(asked: Question) -> Plan:
     """What is executed when there is no plan: what runs now."""
     nothing = Prediction(goodput=0.0, worst_ratio=0.0, gpus_used=0)
     return Plan(strategy="stay", proposed=asked.problem.current, prediction=nothing)
+
+
+def _published(seen: Observation, actions: tuple[Action, ...]) -> Observation:
+    """`seen` with the routes published since: gateways are judged by the table they were sent."""
+    for action in actions:
+        if isinstance(action, PublishRoutes):
+            return replace(seen, routes=action.table)
+    return seen
 
 
 def _addresses(seen: Observation) -> dict[UnitId, UnitAddress]:
