@@ -4,6 +4,7 @@ Everything is what ships: `python -m mux_runtime unit` with real engine hosts ov
 """
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,12 @@ class UnitTree:
         return self.folder / "run"
 
     def start(self) -> None:
+        self.start_from(to_json(self.spec))
+
+    def start_from(self, text: str) -> None:
+        """Starts with that spec file, whatever it holds."""
         file = self.folder / "spec.json"
-        file.write_text(to_json(self.spec))
+        file.write_text(text)
         http, internal, metrics, control = map(str, self.ports)
         self.started_at = time.monotonic()
         with (self.folder / "supervisor.log").open("ab") as log:
@@ -78,6 +82,14 @@ class UnitTree:
                  "--control-port", control],
                 stdout=log, stderr=log,
             )  # fmt: skip
+
+    def wait_for_port(self, port: int) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection((HOST, port)):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"nobody listens on {port}\n{self.logs()}")
 
     @property
     def root(self) -> psutil.Process:
@@ -110,7 +122,7 @@ class UnitTree:
         files = [self.folder / "supervisor.log", self.run_dir / "logs" / "brain.log"]
         return "\n".join(f"--- {f.name}\n{f.read_text()[-4000:]}" for f in files if f.exists())
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator["Client"]:
         channel = grpc.aio.insecure_channel(f"{HOST}:{self.ports[3]}")
         async with aiohttp.ClientSession(f"http://{HOST}:{self.ports[0]}") as session:

@@ -205,6 +205,8 @@ class Supervisor:
             self.children.signal(name, signal.SIGKILL)
             return
         try:
+            if self.children.find(name) is not None:
+                raise OSError(f"{name} still runs")
             child = self.children.spawn(name, message["argv"], message["env"])
         except OSError as error:
             self._tell({"event": "exited", "name": name, "pid": 0, "code": 1,
