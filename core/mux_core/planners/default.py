@@ -28,6 +28,7 @@ from mux_core.planners.search import (
     PackingSearch,
     empty_packing,
 )
+from mux_core.planners.whole_groups import whole_group_packing
 from mux_core.planning import Objective, PlacementProblem, Plan, PlanReason, Prediction
 
 SEED = 20_240_402
@@ -92,6 +93,7 @@ class _Run:
     capacity: Capacity
     items: list[Item]
     reach: float = 1.0
+    guard: tuple[float, float] | None = None
     searches: int = 0
     """Searches begun; each draws from a generator of its own."""
 
@@ -225,19 +227,51 @@ class _Run:
         return sum(packing.unserved.values()) / sum(item.rate for item in self.items)
 
     def _overloaded(self) -> Iterator[Packing]:
-        """Goodput against the worst ratio: several floors, the best trade of the two wins."""
-        best: Packing | None = None
-        chosen = 1.0
-        for floor, packing in self.floors():
-            if best is None or self._worth(packing) > self._worth(best):
-                best, chosen = packing, floor
-                yield best
-        assert best is not None
-        search = self._searching(chosen, reach=self.reach)
-        for better in search.improve(best, self._overload_budget(), self._base()[1]):
-            if self._worth(better) > self._worth(best):
+        """Goodput against the worst ratio: several floors, the best trade of the two wins.
+
+        Whole groups per replica are a candidate too; what beats them in both figures goes first.
+        """
+        whole = self._whole_groups()
+        self.guard = None if whole is None else (self._short(whole), self._worst(whole))
+        starts = sorted(self._starts(whole), key=lambda start: -self._worth(start[1]))
+        best = starts[0][1]
+        yield best
+        for number, start in enumerate(starts):
+            # The best trade first; another start only where that ends behind whole groups.
+            if number and (self._rank(best)[0] or not self._rank(start[1])[0]):
+                continue
+            for better in self._polished(*start):
+                if self._rank(better) > self._rank(best):
+                    best = better
+                    yield best
+
+    def _polished(self, floor: float, packing: Packing) -> Iterator[Packing]:
+        yield packing
+        search = self._searching(floor, reach=max(floor, self.reach))
+        yield from search.improve(packing, self._overload_budget(), self._base()[1])
+
+    def _starts(self, whole: Packing | None) -> Iterator[tuple[float, Packing]]:
+        yield from self.floors()
+        if whole is not None:
+            floor = self._worst(whole)
+            search = self._searching(floor, reach=max(floor, self.reach))
+            best = whole
+            for better in search.improve(best, self._budget(4), frozenset()):
                 best = better
-                yield best
+            yield floor, best
+
+    def _whole_groups(self) -> Packing | None:
+        """The plan without sharing, where nothing speaks against it."""
+        held = any(item.llm.priority or not item.llm.movable or item.llm.min_replicas > 1
+                   for item in self.items)  # fmt: skip
+        return None if held else whole_group_packing(self._inserter(), self.items)
+
+    def _rank(self, packing: Packing) -> tuple[bool, float]:
+        if self.guard is None:
+            return True, self._worth(packing)
+        lost, worst = self.guard
+        ahead = self._short(packing) <= lost + 1e-9 and self._worst(packing) >= worst - 1e-9
+        return ahead, self._worth(packing)
 
     def floors(self) -> Iterator[tuple[float, Packing]]:
         """A packing for each of several floors on the worst ratio, the highest first."""
