@@ -101,7 +101,8 @@ def _weights(model: TinyModel, tokenizer: Any) -> Any:
     import torch
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    logs: Any = transformers.utils.logging
+    logs.disable_progress_bar()
     name = _CLASSES[model.family]
     config = getattr(transformers, f"{name}Config")(
         vocab_size=model.vocab, hidden_size=model.hidden, intermediate_size=model.intermediate,

@@ -20,9 +20,13 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     # Read by torch's libraries when they load; more threads than granted SMs would steal.
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    # Threads that wait must not spin: other hosts share these cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Hosts share the cores: a thread that spins at a barrier takes the core of the one it waits
     # for. On two busy cores a small forward pass took 278 ms spinning and 48 ms sleeping.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A host is ours alone: no plug-in that happens to be installed is loaded into it.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     hello = Hello(host_id=args.host_id, epoch=args.epoch, pid=os.getpid(), phase=Phase(args.phase))
     settings = Settings(
         model_dir=Path(args.model_dir),
@@ -58,4 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking torch apart module by module takes seconds; the kernel frees all of it at once.
+    os._exit(code)

@@ -262,7 +262,10 @@ class TorchEngine:
 
     def _draw(self, request: Request) -> Draw:
         output, sampling = request.output, request.sampling
-        ends = self._ends(sampling) if len(output) < sampling.min_tokens else ()
+        vocab = self._start.config.geometry.vocab
+        # A config may name an end that the vocabulary lacks; it is never drawn anyway.
+        known = tuple(token for token in self._ends(sampling) if token < vocab)
+        ends = known if len(output) < sampling.min_tokens else ()
         return Draw(sampling=sampling, prompt=request.prompt, output=output, ends=ends)
 
     def _ends(self, sampling: Sampling) -> tuple[int, ...]:
