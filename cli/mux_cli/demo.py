@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mux_cli.demo_chats import run_chats
 from mux_cli.demo_files import DEMO_MEMORY, write_manifests
-from mux_cli.demo_report import print_closing, print_outcome
+from mux_cli.demo_report import block_bytes, print_closing, print_outcome
 
 FOLDER = Path(".demo")
 
@@ -74,7 +74,8 @@ async def _demo(args: argparse.Namespace, manifests: Path, console: Console) -> 
             return await server.wait()
         console.print(f"[bold green]ready {url}[/bold green]\n")
         chats = await run_chats(url, data, console)
-        print_outcome(chats, console)
+        blocks = {path.name: block_bytes(path) for path in (args.folder / "models").iterdir()}
+        print_outcome(chats, blocks, console)
         print_closing(url, next(iter(chats.chats)).model, leaving=not args.exit, console=console)
         if not args.exit:
             await stopping.wait()

@@ -1,24 +1,41 @@
 """What the demo did, as a table; and how to go on by hand."""
 
-from typing import Any
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 from mux_cli.demo_chats import Chat, Seen
+from mux_core.checkpoint import read_geometry
+from mux_core.engine import kv_geometry
 from mux_core.units import format_bytes
+from mux_core.unitspec import UNIT_BYTES
+
+COLUMNS: Final = ("model", "unit", "SM share p/d", "KV planned", "KV peak", "in blocks of",
+                  "tokens", "TTFT")  # fmt: skip
 
 
-def print_outcome(seen: Seen, console: Console) -> None:
+def block_bytes(checkpoint: Path) -> int:
+    """What one KV block of the model takes: a row of head units over all its layers."""
+    shape = read_geometry(json.loads((checkpoint / "config.json").read_text()))
+    kv = kv_geometry(layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim,
+                     dtype=shape.dtype, unit_bytes=UNIT_BYTES)  # fmt: skip
+    return kv.row_units * UNIT_BYTES
+
+
+def print_outcome(seen: Seen, blocks: Mapping[str, int], console: Console) -> None:
     """Placement, tokens, TTFT and KV per model, and the unit's account of its memory."""
     table = Table(title="What happened", title_justify="left", title_style="bold", box=None,
                   pad_edge=False, header_style="bold")  # fmt: skip
-    for name in ("model", "unit", "SM share p/d", "KV planned", "KV peak", "tokens", "TTFT"):
+    for name in COLUMNS:
         left = name in ("model", "unit")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for model in seen.status["models"]:
-        table.add_row(*_row(model, seen))
-    console.print()
+        table.add_row(*_row(model, seen, blocks[model["name"]]))
+    console.print("\n")
     console.print(table)
     tokens = sum(chat.tokens for chat in seen.chats)
     console.print(f"\n{tokens} tokens of {len(seen.chats)} chats in {seen.seconds:.1f} s, all in "
@@ -40,7 +57,7 @@ def print_closing(url: str, model: str, *, leaving: bool, console: Console) -> N
           flush=True)  # fmt: skip
 
 
-def _row(model: dict[str, Any], seen: Seen) -> tuple[str, ...]:
+def _row(model: dict[str, Any], seen: Seen, block: int) -> tuple[str, ...]:
     chats = [chat for chat in seen.chats if chat.model == model["served_name"]]
     placement = next(iter(model["placements"]), None)
     planned = format_bytes(placement["kv_bytes"]) if placement else "-"
@@ -49,7 +66,7 @@ def _row(model: dict[str, Any], seen: Seen) -> tuple[str, ...]:
     )
     return (
         model["served_name"], model["unit"] or "-", shares, planned,
-        format_bytes(seen.kv_peak.get(model["name"], 0)),
+        f"{seen.kv_peak.get(model['name'], 0) // block} blocks", format_bytes(block),
         str(sum(chat.tokens for chat in chats)), _ttft(chats),
     )  # fmt: skip
 

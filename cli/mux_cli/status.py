@@ -30,9 +30,19 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}; is `muxserve up` running with this "
                         "--port and --data-dir?") from error  # fmt: skip
+    if not _runs(document["pid"]):
+        raise SpecError(f"{path}: written by pid {document['pid']}, which was killed; the next "
+                        "`muxserve up` cleans up")  # fmt: skip
     print(f"{document['url']}  pid {document['pid']}")
     for model in document["models"]:
         print("  ".join([model["name"], model["served_name"], model["state"] or "-",
                          model["unit"] or "-", model["reason"], model["message"]]),
               file=sys.stdout)  # fmt: skip
     return 0
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "up" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return False

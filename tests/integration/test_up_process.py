@@ -15,7 +15,7 @@ import pytest
 from load import Ask, run_load
 from mux_cli.demo_files import llm_manifest, write_manifests
 from mux_cli.tiny_models import TinyModel, write
-from up_server import muxserve_up, shared_memory, up_on, wait_until
+from up_server import UpServer, muxserve_up, shared_memory, up_on, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -30,6 +30,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_up(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "mux_cli.main", "up", *arguments],
                           capture_output=True, text=True, timeout=120)  # fmt: skip
+
+
+def status(up: UpServer) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "mux_cli.main", "status", "--data-dir",
+                           str(up.data)], capture_output=True, text=True, timeout=60)  # fmt: skip
 
 
 def test_it_ends_by_sigint_and_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
@@ -49,7 +54,9 @@ def test_a_killed_server_takes_its_tree_along_and_the_next_start_is_clean(
     before = shared_memory()
     with muxserve_up(tmp_path, {"one": tiny}) as up:
         assert len(up.tree()) > 4
+        assert "one  one  Serving" in status(up).stdout
         up.end(signal.SIGKILL)
+        assert "which was killed" in status(up).stderr
         wait_until(lambda: not [x for x in up.leftovers() if x.startswith("pid")], 20)
     with muxserve_up(tmp_path, {"one": tiny}) as again:
         assert again.served() == {"one"}
