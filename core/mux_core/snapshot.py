@@ -11,6 +11,7 @@ whose incarnation is not the record's is never started twice.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from mux_core.placement import GpuGroup, GpuNode
 from mux_core.routes import RouteTable
@@ -197,12 +198,17 @@ class UnitReport:
     kv_free_bytes: int = 0
 
 
+Subject = tuple[Literal["unit", "inspection", "service", "other"], str]
+"""What an action is about: one that is refused holds up others of its subject alone."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """One decision's whole world: the observation, what units said, and measured demand.
 
     `has_table`: the route table generation each gateway said it has. `not_before`: when a unit
     that died may be started again. `refused`: why a unit refused the spec it was last told.
+    `rejected`: what the cluster refuses for good, by kind of action and subject.
     """
 
     seen: Observation
@@ -211,6 +217,7 @@ class Snapshot:
     has_table: Mapping[str, int] = field(default_factory=dict)
     not_before: Mapping[UnitId, float] = field(default_factory=dict)
     refused: Mapping[UnitId, str] = field(default_factory=dict)
+    rejected: Mapping[Subject, str] = field(default_factory=dict)
 
     @property
     def now(self) -> float:

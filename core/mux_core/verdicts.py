@@ -156,6 +156,9 @@ def _resolved(view: _View) -> Condition:
     if item.source_error:
         return _no(_C.MODEL_RESOLVED, _R.UNSUPPORTED_SOURCE, item.source_error, permanent=True)
     known = resolution(item, view.snapshot.seen)
+    rejected = view.snapshot.rejected.get(("inspection", item.name))
+    if known is None and rejected:
+        return _no(_C.MODEL_RESOLVED, _R.INSPECTION_FAILED, rejected)
     if known is None:
         runs = [run for run in view.snapshot.seen.inspections if run.model == item.name]
         waits = "".join(f": {run.message}" for run in runs if run.message)
@@ -241,6 +244,9 @@ def _replica(view: _View, record: UnitRecord) -> Condition:
     if refused:
         return _no(_C.RUNTIME_READY, _R.UNIT_REFUSED_SPEC, refused)
     carrier = live_carrier(view.snapshot.seen, record.unit)
+    rejected = view.snapshot.rejected.get(("unit", record.unit))
+    if rejected:
+        return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, rejected)
     if carrier is None or carrier.state is not CarrierState.RUNNING:
         message = carrier.message if carrier is not None else ""
         return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, message or f"unit {record.unit} starts")
@@ -288,7 +294,8 @@ def _route_ready(view: _View) -> Condition:
     if seen.gateways and not any(has >= view.table.generation for has in heard):
         return _no(_C.ROUTE_READY, _R.GATEWAY_DOWN, f"none of {len(seen.gateways)} gateways has "
                    f"route table {view.table.generation}")  # fmt: skip
-    return _yes(_C.ROUTE_READY, _R.ROUTABLE)
+    unserved = view.snapshot.rejected.get(("service", view.item.name), "")
+    return _yes(_C.ROUTE_READY, _R.ROUTABLE, unserved)
 
 
 def _slo_met(view: _View) -> Condition:

@@ -13,14 +13,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from mux_core.actions import Action, ApplyUnit, PublishRoutes, StartUnit, Why, WriteUnit
+from mux_core.actions import (
+    Action,
+    ApplyUnit,
+    EnsureService,
+    ForgetUnit,
+    InspectModel,
+    PublishRoutes,
+    StartUnit,
+    StopUnit,
+    Why,
+    WriteUnit,
+)
 from mux_core.decide import decide
-from mux_core.errors import MuxError, PeerError
+from mux_core.errors import MuxError, PeerError, SpecError
 from mux_core.planners.first_fit import FirstFit
 from mux_core.planning import Plan, Planner, Prediction, best_plan
 from mux_core.problem import Question, question
 from mux_core.rates import RateState, observed, rates, without
-from mux_core.snapshot import CarrierState, Observation, Snapshot, UnitAddress
+from mux_core.snapshot import CarrierState, Observation, Snapshot, Subject, UnitAddress
 from mux_core.specs import PoolKey
 from mux_core.status import MeasuredDemand
 from mux_core.units import ModelName, UnitId
@@ -32,6 +43,8 @@ from mux_operator.work_queue import WorkQueue
 
 log = logging.getLogger(__name__)
 
+REJECTED_S: Final = 60.0
+"""An action that the cluster refused for good is tried again so much later, or when it differs."""
 LIVED_LONG_S: Final = 600.0
 """A unit that ran this long starts again without a pause."""
 
@@ -62,6 +75,18 @@ class _Restarts:
         self.not_before = now + pause
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rejected:
+    """An action that the cluster refused for good at `at`, and why."""
+
+    action: Action
+    message: str
+    at: float
+
+    def holds_up(self, action: Action, now: float) -> bool:
+        return action == self.action and now - self.at < REJECTED_S
+
+
 @dataclass(slots=True)
 class _Memory:
     """What one pool's cycles hand on to the next."""
@@ -71,6 +96,7 @@ class _Memory:
     planned: tuple[str, Plan] | None = None
     refused: dict[UnitId, tuple[int, str]] = field(default_factory=dict)
     restarts: dict[UnitId, _Restarts] = field(default_factory=dict)
+    rejected: dict[Subject, _Rejected] = field(default_factory=dict)
 
 
 class Reconciler:
@@ -189,6 +215,7 @@ class Reconciler:
             not_before={u: r.not_before for u, r in memory.restarts.items()},
             refused={u: message for u, (generation, message) in memory.refused.items()
                      if written.get(u) == generation},
+            rejected={subject: no.message for subject, no in memory.rejected.items()},
         )  # fmt: skip
 
     async def _plan(self, key: PoolKey, asked: Question, memory: _Memory) -> tuple[Plan, str]:
@@ -222,18 +249,34 @@ class Reconciler:
     async def _act(
         self, key: PoolKey, actions: tuple[Action, ...], memory: _Memory, snapshot: Snapshot
     ) -> None:
-        """Performs the actions in order; one unit that does not answer stops no other."""
+        """Performs the actions in order; one that is refused stops no other subject's."""
+        before, memory.rejected = memory.rejected, {}
         for action in actions:
+            subject = _subject(action)
+            if subject in memory.rejected:
+                continue
+            known = before.get(subject)
+            if known is not None and known.holds_up(action, snapshot.now):
+                memory.rejected[subject] = known
+                continue
             log.info("%s: %s because %s", key, _named(action), action.why)
-            match action:
-                case ApplyUnit():
-                    await self._tell(action, memory)
-                case PublishRoutes():
-                    await self._cluster.apply(key, action)
-                    await memory.links.push(action.table)
-                case _:
-                    await self._cluster.apply(key, action)
-                    self._remember(action, memory, snapshot.now)
+            try:
+                await self._perform(key, action, memory, snapshot.now)
+            except SpecError as error:
+                log.warning("%s: %s: %s; again in %.0f s", key, _named(action), error, REJECTED_S)
+                memory.rejected[subject] = _Rejected(action=action, message=str(error),
+                                                     at=snapshot.now)  # fmt: skip
+
+    async def _perform(self, key: PoolKey, action: Action, memory: _Memory, now: float) -> None:
+        match action:
+            case ApplyUnit():
+                await self._tell(action, memory)
+            case PublishRoutes():
+                await self._cluster.apply(key, action)
+                await memory.links.push(action.table)
+            case _:
+                await self._cluster.apply(key, action)
+                self._remember(action, memory, now)
 
     async def _tell(self, action: ApplyUnit, memory: _Memory) -> None:
         try:
@@ -307,6 +350,20 @@ def _addresses(seen: Observation) -> dict[UnitId, UnitAddress]:
 
 def _shown(demand: Mapping[ModelName, MeasuredDemand]) -> dict[str, tuple[str, float]]:
     return {model: (value.source, value.rate) for model, value in demand.items()}
+
+
+def _subject(action: Action) -> Subject:
+    """Whose further actions wait when this one is refused."""
+    match action:
+        case WriteUnit(record=record) | StartUnit(record=record):
+            return "unit", record.unit
+        case StopUnit(unit=unit) | ForgetUnit(unit=unit) | ApplyUnit(unit=unit):
+            return "unit", unit
+        case InspectModel(model=model):
+            return "inspection", model
+        case EnsureService(model=model):
+            return "service", model
+    return "other", _named(action)
 
 
 def _named(action: Action) -> str:
