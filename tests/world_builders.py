@@ -4,6 +4,7 @@ An inspect run ends, a started unit runs and a stopped one is gone when `pass_ti
 tests can look at the moments between. `MemoryCluster` is the same world behind the door.
 """
 
+import asyncio
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -330,6 +331,7 @@ class MemoryCluster:
         self.outages: list[Exception] = []
         self.refuses: dict[type, Exception] = {}
         self.observed = 0
+        self.looked = asyncio.Event()
         self.mark: Callable[[PoolKey], None] = lambda key: None
 
     def pools(self) -> tuple[PoolKey, ...]:
@@ -337,6 +339,7 @@ class MemoryCluster:
 
     async def observe(self, key: PoolKey) -> Observation:
         self.observed += 1
+        self.looked.set()
         self._fail()
         return self.world.observation()
 
