@@ -475,6 +475,27 @@ async def test_a_model_that_left_answers_503_while_it_is_a_member_and_404_after(
         await post(port, "/v1/completions", body)
 
 
+async def test_a_request_refused_for_want_of_an_engine_misses_its_slo(
+    front: Front, generator: ScriptedGenerator, checkpoints: dict[str, Path]
+) -> None:
+    generator.served = [served("alpha", checkpoints["alpha"], slo_ttft_s=60.0)]
+    await front.sync_models()
+    body = {"model": "alpha", "prompt": "x"}
+    await post(front.http_port, "/v1/completions", body)
+    await post(front.http_port, "/v1/completions", {**body, "n": 2})
+    generator.served = []
+    await front.sync_models(members=("alpha-llm",))
+    await post(front.http_port, "/v1/completions", body)
+    found = {
+        result: front.registry.get_sample_value(
+            "muxserve_model_slo_requests_total",
+            {"mux_namespace": "ns", "pool": "p", "model": "alpha-llm", "model_name": "alpha",
+             "hop": "unit", "result": result})
+        for result in ("good", "error")
+    }  # fmt: skip
+    assert found == {"good": 1, "error": 1}, "the client's own mistake counts nowhere"
+
+
 async def test_a_model_without_a_tokenizer_is_not_listed_and_says_why(
     front: Front, generator: ScriptedGenerator, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from mux_core.errors import SpecError
 from mux_runtime.front import tokenizer as tokenizers
 from mux_runtime.front.tokenizer import Tokenizer
 from mux_runtime.generation import Generator, ServedModel
-from mux_runtime.openai.errors import model_not_found, unavailable
+from mux_runtime.openai.errors import ApiError, model_not_found, unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -73,16 +73,24 @@ class Catalog:
 
         `only`: the one model (by object name) that may be found.
         """
-        ready = [model for model in self.ready() if only in (None, model.served.model)]
-        for model in ready:
+        for model in self._offered(only):
             if model.served.served_name == served_name:
                 return model
         known = self.known(served_name)
         if known is None or only not in (None, known.model):
-            raise model_not_found(served_name, tuple(m.served.served_name for m in ready))
+            raise self.not_found(served_name, only=only)
         why = self.failures().get(known.model, "its engine is starting, draining or restarting")
         raise unavailable(f"model {served_name!r}: cannot serve now ({why}); retry shortly",
                           code="model_not_ready")  # fmt: skip
+
+    def not_found(self, served_name: str, *, only: str | None = None) -> ApiError:
+        """404, with the names that may be asked for."""
+        return model_not_found(
+            served_name, tuple(model.served.served_name for model in self._offered(only))
+        )
+
+    def _offered(self, only: str | None) -> tuple[LoadedModel, ...]:
+        return tuple(model for model in self.ready() if only in (None, model.served.model))
 
     async def refresh(self, members: Collection[str]) -> tuple[ServedModel, ...]:
         """Loads missing tokenizers and forgets models that left; returns those that left.

@@ -91,21 +91,27 @@ class Service:
         arrival = self._clock()
         body = decode_object(await http.read())
         name = requests.model_of(body)
-        self._count_arrival(name, door)
-        model = self._catalog.find(name, only=door.only)
+        meter = self._arrived(name, door, arrival)
+        try:
+            model = self._catalog.find(name, only=door.only)
+        except ApiError as error:
+            raise self._counted(error, meter) from None
         job = self._job(model, await prompt_of(body, model))
-        meter = Meter(self._metrics, model.served, clock=self._clock, arrival=arrival,
-                      first_hop=door.counts)  # fmt: skip
         async with contextlib.aclosing(self._deltas(job, meter)) as deltas:
             if job.stream:
                 return await self._stream(http, job, deltas, meter, door)
             return await self._whole(job, deltas, meter, door)
 
-    def _count_arrival(self, name: str, door: Door) -> None:
+    def _arrived(self, name: str, door: Door, arrival: float) -> Meter:
+        """Counts the arrival, whatever becomes of it. Raises ApiError for an unknown name."""
         known = self._catalog.known(name)
-        if door.counts and known is not None and door.only in (None, known.model):
+        if known is None or door.only not in (None, known.model):
+            raise self._catalog.not_found(name, only=door.only)
+        if door.counts:
             self._generator.count_arrival(known.model)
             self._metrics.first_hop.arrived(known.model, known.served_name)
+        return Meter(self._metrics, known, clock=self._clock, arrival=arrival,
+                     first_hop=door.counts)  # fmt: skip
 
     async def _completion_prompt(self, body: Body, model: LoadedModel) -> Prompt:
         request = requests.completion_request(body)
