@@ -182,7 +182,7 @@ async def test_what_cannot_be_is_refused_and_changes_nothing(tree: UnitTree) -> 
         assert after.generation == before.generation
 
 
-@pytest.mark.parametrize("damage", ["truncated", "unsupported", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "unsupported", "missing", "tokenizer"])
 async def test_a_broken_checkpoint_fails_alone(
     tree: UnitTree, known: dict[str, KnownModel], tmp_path: Path, damage: str
 ) -> None:
@@ -214,6 +214,10 @@ def break_checkpoint(source: Path, folder: Path, damage: str) -> str:
         config = folder / "config.json"
         config.write_text(config.read_text().replace("LlamaForCausalLM", "MambaForCausalLM"))
         return "UnsupportedModel"
+    if damage == "tokenizer":
+        for file in folder.glob("*token*"):
+            file.unlink()
+        return "TokenizerMissing"
     shutil.rmtree(folder)
     return "CorruptCheckpoint"
 
