@@ -35,12 +35,21 @@ def running_members(seen: Observation) -> dict[ModelName, list[tuple[UnitRecord,
 
 def name_losers(seen: Observation) -> dict[ModelName, ModelName]:
     """LLMs whose served name another holds -> its holder: who runs with it, else the older."""
-    running = running_members(seen)
+    return _contest(seen)[1]
 
-    def rank(item: LlmObject) -> tuple[bool, float, str]:
-        name = item.spec.served_name if item.spec else ""
-        holds = any(member.served_name == name for _, member in running.get(item.name, ()))
-        return (not holds, item.created_at, item.name)
+
+def served_names(seen: Observation) -> dict[ModelName, str]:
+    """The name of every LLM that has one; who loses a new name keeps the one it runs with."""
+    return {model: name for name, model in _contest(seen)[0].items()}
+
+
+def _contest(seen: Observation) -> tuple[dict[str, ModelName], dict[ModelName, ModelName]]:
+    """Holders by name, and losers with who holds what they ask for."""
+    running = _running_names(seen)
+
+    def rank(item: LlmObject) -> tuple[bool, bool, float, str]:
+        now, asked = running.get(item.name), item.spec.served_name if item.spec else ""
+        return (now != asked, now is None, item.created_at, item.name)
 
     holders: dict[str, ModelName] = {}
     losers: dict[ModelName, ModelName] = {}
@@ -49,7 +58,18 @@ def name_losers(seen: Observation) -> dict[ModelName, ModelName]:
         holder = holders.setdefault(item.spec.served_name, item.name)
         if holder != item.name:
             losers[item.name] = holder
-    return losers
+            if item.name in running:
+                holders.setdefault(running[item.name], item.name)
+    return holders, losers
+
+
+def _running_names(seen: Observation) -> dict[ModelName, str]:
+    """By the published routes, which every pool of the namespace sees, and our units' records."""
+    published = seen.routes.routes if seen.routes is not None else ()
+    names = {ModelName(route.model): route.served_name for route in published if route.serving}
+    for model, places in running_members(seen).items():
+        names[model] = places[0][1].served_name
+    return names
 
 
 def resolution(item: LlmObject, seen: Observation) -> Resolved | None:
@@ -97,12 +117,12 @@ def question(snapshot: Snapshot) -> Question:
     seen = snapshot.seen
     pool = seen.pool
     spec = pool.spec if pool is not None and not pool.spec_error else None
-    losers = name_losers(seen)
+    named = served_names(seen)
     known: dict[ModelName, Resolved] = {}
     llms = []
     for item in seen.members if spec is not None else ():
         resolved = usable(item, seen)
-        if resolved is None or resolved.geometry is None or item.name in losers:
+        if resolved is None or resolved.geometry is None or item.name not in named:
             continue
         known[item.name] = resolved
         llms.append(_llm(item, resolved, snapshot, device=spec.device if spec else Device.CPU))

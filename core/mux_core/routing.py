@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from mux_core.carriers import live_carrier
-from mux_core.problem import name_losers
+from mux_core.problem import served_names
 from mux_core.reasons import Reason
 from mux_core.routes import Endpoint, Route, RouteTable
 from mux_core.snapshot import Carrier, CarrierState, LlmObject, Observation, Snapshot, UnitRecord
@@ -21,13 +21,13 @@ def route_table(snapshot: Snapshot, wanted: Mapping[UnitId, UnitRecord]) -> Rout
     """The table to publish; of the published generation when nothing in it changed."""
     seen = snapshot.seen
     published = seen.routes or RouteTable(namespace=seen.key.namespace, pool=seen.key.name)
-    losers = name_losers(seen)
+    named = served_names(seen)
     mine = {item.name for item in seen.members}
     others = {item.name for item in seen.llms} - mine
     routes = [route for route in published.routes if route.model in others]
     if seen.pool is not None:
-        routes += [_route(snapshot, wanted, item) for item in seen.members
-                   if item.name not in losers]  # fmt: skip
+        routes += [_route(snapshot, wanted, item, named[item.name]) for item in seen.members
+                   if item.name in named]  # fmt: skip
     table = replace(published, routes=tuple(sorted(routes, key=lambda r: r.served_name)))
     table = _limited(table, seen)
     if seen.routes is not None and table == published:
@@ -50,13 +50,13 @@ def _limited(table: RouteTable, seen: Observation) -> RouteTable:
 
 
 def _route(
-    snapshot: Snapshot, wanted: Mapping[UnitId, UnitRecord], item: LlmObject
+    snapshot: Snapshot, wanted: Mapping[UnitId, UnitRecord], item: LlmObject, name: str
 ) -> Route:  # fmt: skip
     spec = item.spec
     assert spec is not None
-    endpoints = tuple(_endpoints(snapshot, wanted, item, spec.served_name))
+    endpoints = tuple(_endpoints(snapshot, wanted, item, name))
     return Route(
-        model=item.name, served_name=spec.served_name, endpoints=endpoints,
+        model=item.name, served_name=name, endpoints=endpoints,
         reason="" if endpoints else Reason.NO_READY_UNIT,
         slo_ttft_s=spec.slo.ttft_s if spec.slo else None,
         slo_tpot_s=spec.slo.tpot_s if spec.slo else None,

@@ -7,7 +7,7 @@ from mux_core.carriers import out_of_reach
 from mux_core.errors import InvariantError
 from mux_core.placement import Member, Unit
 from mux_core.planning import Plan
-from mux_core.problem import Question, resolution, running_members
+from mux_core.problem import Question, resolution, running_members, served_names
 from mux_core.snapshot import LlmObject, Observation, Snapshot, UnitRecord
 from mux_core.units import ModelName, UnitId
 from mux_core.unitspec import MemberSpec, UnitSpec
@@ -18,7 +18,8 @@ def targets(snapshot: Snapshot, asked: Question, plan: Plan) -> dict[UnitId, Uni
 
     A pool that cannot be read changes nothing: its units stay as written.
     """
-    objects = {item.name: item for item in snapshot.seen.members}
+    named = served_names(snapshot.seen)
+    objects = {item.name: _called(item, named) for item in snapshot.seen.members}
     if snapshot.seen.pool is not None and snapshot.seen.pool.spec_error:
         kept = (_without_gone(record, frozenset(objects)) for record in snapshot.seen.units)
         return {record.unit: record for record in kept if record.spec.members}
@@ -35,6 +36,13 @@ def targets(snapshot: Snapshot, asked: Question, plan: Plan) -> dict[UnitId, Uni
         if members:
             wanted[unit.id] = _record(snapshot, unit, written, members)
     return wanted
+
+
+def _called(item: LlmObject, named: Mapping[ModelName, str]) -> LlmObject:
+    """`item` under the name it has, which is not always the one it asks for."""
+    if item.spec is None or item.name not in named:
+        return item
+    return replace(item, spec=replace(item.spec, served_name=named[item.name]))
 
 
 def _without_gone(record: UnitRecord, models: frozenset[ModelName]) -> UnitRecord:

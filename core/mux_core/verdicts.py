@@ -11,7 +11,7 @@ from typing import Final
 from mux_core.carriers import live_carrier, out_of_reach, unmounted_claim
 from mux_core.placement import GpuNode
 from mux_core.planning import Plan, PlanReason
-from mux_core.problem import Question, known_demand, name_losers, resolution, usable
+from mux_core.problem import Question, known_demand, name_losers, resolution, served_names, usable
 from mux_core.rates import is_stale
 from mux_core.reasons import (
     REASONS,
@@ -85,6 +85,12 @@ class _View:
         return self.outcome.snapshot
 
     @property
+    def named(self) -> str:
+        """What it is served as; what it asks for, where another holds that."""
+        asked = self.item.spec.served_name if self.item.spec is not None else ""
+        return served_names(self.snapshot.seen).get(self.item.name, asked)
+
+    @property
     def places(self) -> list[tuple[UnitRecord, MemberSpec]]:
         """Where the plan has this LLM's replicas."""
         found = [(r, r.spec.member(self.item.name)) for _, r in sorted(self.wanted.items())]
@@ -122,7 +128,7 @@ def _llm_status(view: _View) -> LlmStatus:
     ready = sum(1 for place in places if place.state == "Serving")
     previous = usable(item, seen)
     status = LlmStatus(
-        observed_generation=item.generation, served_name=spec.served_name, url=seen.url,
+        observed_generation=item.generation, served_name=view.named, url=seen.url,
         port=ports(seen).get(item.name, 0), state=_state(stamped, places),
         unit=",".join(place.unit for place in places), replicas=spec.min_replicas,
         ready_replicas=ready, conditions=stamped, placements=places,
