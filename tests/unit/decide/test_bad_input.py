@@ -210,3 +210,44 @@ def test_an_unplaced_model_of_a_broken_pool_is_told_so() -> None:
     world.settle()
     assert not [x for x in world.decided() if isinstance(x, StartUnit | StopUnit)]
     assert "GPUPool pool: groupSizes: empty" in world.status("a").condition(C.PLACED).message
+
+
+def test_a_running_model_that_asks_for_a_taken_name_keeps_the_one_it_runs_with() -> None:
+    world = settled(an_llm("a"), an_llm("b"))
+    before = world.records[U0]
+    world.edit("a", served_name="b")
+    world.add(an_llm("claimant", served_name="a"))
+
+    world.settle()
+
+    assert world.records[U0] == before
+    assert world.serving == ["a", "b"]
+    assert world.status("a").served_name == "a"
+    assert world.said("a", C.MODEL_RESOLVED) == ("False", "NameConflict")
+    assert world.said("a", C.RUNTIME_READY) == ("True", "Serving")
+    assert world.said("claimant", C.READY) == ("False", "NameConflict")
+
+    world.edit("a", served_name="c")
+    world.settle()
+    assert world.said("a", C.READY) == ("True", "Ready")
+    assert world.serving == ["a", "b", "c"], "the name it left passes on"
+
+
+def test_two_running_models_may_swap_their_names() -> None:
+    world = settled(an_llm("a"), an_llm("b"))
+    world.edit("a", served_name="b")
+    world.edit("b", served_name="a")
+    world.settle()
+    assert {m.model: m.served_name for m in world.records[U0].spec.members} == {"a": "b", "b": "a"}
+    assert [world.said(name, C.READY) for name in "ab"] == [("True", "Ready")] * 2
+
+
+def test_a_name_that_another_pool_serves_is_not_taken_by_an_older_object() -> None:
+    world = settled(an_llm("a"))
+    theirs = replace(world.routes.routes[0], model="b", served_name="chat")
+    world.routes = replace(world.routes, routes=(*world.routes.routes, theirs))
+    world.add(an_llm("b", pool="other", created=9.0, served_name="chat"))
+    world.add(an_llm("older", created=1.0, served_name="chat"))
+    world.settle()
+    assert world.said("older", C.READY) == ("False", "NameConflict")
+    assert world.serving == ["a", "chat"]
