@@ -3,6 +3,7 @@
 from collections import Counter as Count
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.metadata import version
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -55,6 +56,8 @@ class GatewayMetrics:
         self.registry = registry
         self._labels = ModelLabels(namespace=namespace, pool=pool)
         self.first_hop = FirstHop(registry, self._labels, Hop.GATEWAY)
+        Gauge("muxserve_build_info", "Version of this process.", ("version", "component"),
+              registry=registry).labels(version("muxserve-operator"), "gateway").set(1)  # fmt: skip
         self.counters: dict[str, ModelCounters] = {}
         self._models: frozenset[str] = frozenset()
         self._inside: Count[str] = Count()

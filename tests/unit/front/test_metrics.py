@@ -94,7 +94,7 @@ def test_names_and_labels_are_as_documented() -> None:
         "muxserve_model_requests", "muxserve_model_ttft_seconds", "muxserve_model_slo_requests",
         "muxserve_gateway_responses", "muxserve_gateway_rejected", "muxserve_model_held_requests",
         "muxserve_gateway_inflight_requests", "muxserve_gateway_hold_seconds",
-        "muxserve_gateway_streams_cut",
+        "muxserve_gateway_streams_cut", "muxserve_build_info",
     }  # fmt: skip
 
 
