@@ -29,9 +29,9 @@ check: setup ## format, lint, types, layers, generated files
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m mux_operator.schema --check
 
-test: setup tools check ## everything that CI runs: checks, unit, integration and end-to-end suites
+test: setup tools check ## everything that CI runs: checks, unit and integration suites
 	@$(BIN)/pytest -q tests/unit
-	@$(BIN)/pytest -q tests/integration tests/e2e
+	@$(BIN)/pytest -q tests/integration
 
 test-unit: setup ## the fast suite alone
 	@$(BIN)/pytest -q tests/unit
