@@ -84,3 +84,36 @@ def test_logprobs_are_of_the_models_own_scores() -> None:
     assert told.logprob == pytest.approx(float(LOGITS[2]))
     assert [token for token, _ in told.top] == [0, 1]
     assert logprobs(LOGITS, 2, 0).top == ()
+
+
+LIMITS = [
+    {"top_p": 0.5}, {"top_p": 0.999}, {"min_p": 0.4}, {"top_k": 600, "top_p": 0.9},
+    {"min_p": 0.4, "top_p": 0.9},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("steepness", [0.0005, 0.05])
+def test_a_large_vocabulary_is_filtered_as_if_sorted_whole(
+    limit: dict[str, float], steepness: float
+) -> None:
+    """The same tokens as by the definition, which sorts everything."""
+    shuffled = torch.randperm(3000, generator=torch.Generator().manual_seed(1))
+    scores = torch.empty(3000)
+    scores[shuffled] = torch.arange(3000).float() * -steepness
+    ordered, tokens = scores.double().softmax(dim=0).sort(descending=True)
+    kept = torch.where(ordered >= limit.get("min_p", 0.0) * ordered[0], ordered, 0.0)
+    kept[int(limit.get("top_k", 3000)) :] = 0.0
+    before = kept.cumsum(0) - kept
+    kept = torch.where(before < limit.get("top_p", 1.0) * float(kept.sum()), kept, 0.0)
+    cumulative = kept.cumsum(0)
+    points = (
+        torch.tensor([uniform(seed, 0) for seed in range(300)], dtype=torch.float64)
+        * cumulative[-1]
+    )
+    expected = tokens[torch.searchsorted(cumulative, points, right=True)].tolist()
+    draws = [
+        Draw(sampling=Sampling(max_tokens=1, seed=seed, **limit), prompt=(), output=())  # type: ignore[arg-type]
+        for seed in range(300)
+    ]
+    assert sample(scores.expand(300, -1), draws) == expected

@@ -17,6 +17,8 @@ from mux_runtime.engines.host import RequestRefused
 GREEDY_BELOW: Final = 1e-5
 """Temperatures that would only overflow."""
 MAX_LOGPROBS: Final = 20
+_LIKELY: Final = 512
+"""Tokens that nearly always hold the mass a top_p asks for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +95,11 @@ def _sample_one(logits: torch.Tensor, draw: Draw) -> int:
         return int(scores.argmax())
     # Double, so that the sum of many small probabilities does not depend on their order.
     probabilities = (scores.double() / s.temperature).softmax(dim=0)
-    ordered, tokens = probabilities.sort(descending=True, stable=True)
-    cumulative = _kept(ordered, s).cumsum(dim=0)
+    kept, tokens = _drawable(probabilities, s)
+    cumulative = kept.cumsum(dim=0)
     point = uniform(s.seed, len(draw.output)) * float(cumulative[-1])
-    index = int(torch.searchsorted(cumulative, point, right=True))
-    return int(tokens[min(index, len(tokens) - 1)])
+    index = min(int(torch.searchsorted(cumulative, point, right=True)), len(kept) - 1)
+    return index if tokens is None else int(tokens[index])
 
 
 def _penalised(logits: torch.Tensor, draw: Draw) -> torch.Tensor:
@@ -114,12 +116,29 @@ def _penalised(logits: torch.Tensor, draw: Draw) -> torch.Tensor:
     return scores
 
 
-def _kept(ordered: torch.Tensor, s: Sampling) -> torch.Tensor:
-    """Probabilities, most likely first, with those that may not be drawn at zero."""
-    kept = torch.where(ordered >= s.min_p * ordered[0], ordered, 0.0)
-    if s.top_k > 0:
-        kept[s.top_k :] = 0.0
-    if s.top_p < 1.0:
-        before = kept.cumsum(dim=0) - kept
-        kept = torch.where(before < s.top_p * float(kept.sum()), kept, 0.0)
-    return kept
+def _drawable(probabilities: torch.Tensor, s: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Probabilities that may be drawn, most likely first, and their tokens; None: all, by id.
+
+    A whole vocabulary is sorted only when its likeliest part does not decide.
+    """
+    if s.top_k <= 0 and s.top_p >= 1.0 and s.min_p <= 0.0:
+        return probabilities, None
+    everything = len(probabilities)
+    likely = min(s.top_k if s.top_k > 0 else _LIKELY, everything)
+    ordered, tokens = probabilities.topk(likely)
+    kept = _kept(ordered, probabilities, s)
+    if s.top_k <= 0 and likely < everything and float(kept[-1]) > 0.0:
+        ordered, tokens = probabilities.sort(descending=True, stable=True)
+        kept = _kept(ordered, probabilities, s)
+    return kept, tokens
+
+
+def _kept(ordered: torch.Tensor, probabilities: torch.Tensor, s: Sampling) -> torch.Tensor:
+    """`ordered`, the likeliest, with those that min_p or top_p leave out at zero."""
+    least = s.min_p * ordered[0]
+    kept = torch.where(ordered >= least, ordered, 0.0)
+    if s.top_p >= 1.0:
+        return kept
+    left = kept if s.top_k > 0 else probabilities[probabilities >= least]
+    before = kept.cumsum(dim=0) - kept
+    return torch.where(before < s.top_p * float(left.sum()), kept, 0.0)
