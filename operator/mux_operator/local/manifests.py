@@ -99,6 +99,8 @@ def read_file(file: Path) -> FileContent:
         problems.append(_problem(file, (mark.line + 1) if mark else 1, f"not YAML: {what}"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problems.append(_problem(file, 1, f"not YAML: {str(error).splitlines()[0]}"))
+    except RecursionError:
+        problems.append(_problem(file, 1, "nested too deep to read; no manifest is"))
     except OSError as error:
         problems.append(_problem(file, 1, f"cannot be read: {error.strerror}"))
     return FileContent(file=file, manifests=tuple(manifests), problems=tuple(problems),

@@ -162,6 +162,9 @@ def _wrong(manifest: Manifest, *, old: Object | None) -> Iterable[Problem]:
             complaints = list(_wrong_source(parse_llm(document).source))
     except SpecError as error:
         complaints = _apart(str(error), subject=f"{manifest.kind} {manifest.name}: ")
+    except (ArithmeticError, ValueError, RecursionError) as error:
+        # A rule met a value outside its arithmetic; the API server refuses such a document too.
+        complaints = [f"a value cannot be judged ({error}); numbers hold at most 63 bits"]
     for complaint in complaints:
         yield manifest.problem(complaint, path=_field_of(complaint))
 

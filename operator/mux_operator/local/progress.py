@@ -3,6 +3,7 @@
 Standard output holds one line only, `ready URL`, for scripts that wait for it.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -35,14 +36,17 @@ class Progress:
 
     def line(self, text: str) -> None:
         """One line with the seconds since the start."""
-        print(f"[{self.clock() - self._started:6.1f} s] {text}", file=self.err, flush=True)
+        # A reader that went away (`| head`) must not end a server.
+        with contextlib.suppress(BrokenPipeError):
+            print(f"[{self.clock() - self._started:6.1f} s] {text}", file=self.err, flush=True)
 
     def lines(self, texts: Iterable[object]) -> None:
         for text in texts:
             self.line(str(text))
 
     def ready(self, url: str) -> None:
-        print(f"ready {url}", file=self.out, flush=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(f"ready {url}", file=self.out, flush=True)
 
     def told(self, name: ModelName, before: LlmStatus | None, after: LlmStatus) -> None:
         """Notes a model's status; `flush` prints it when it is another than the last printed."""

@@ -32,6 +32,9 @@ from mux_operator.reconciler import reconcile
 OK: Final = 0
 WRONG_INPUT: Final = 2
 TICK_S: Final = 0.1
+GATEWAY_TRIES: Final = 3
+LIVED_LONG_S: Final = 60.0
+"""A gateway that ran this long starts again without counting against its tries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +109,9 @@ class Server:
         self._hurry = asyncio.Event()
         self._ready = False
         self._written: object = None
+        self._complaint = ""
         self._gateway_restarts = 0
+        self._gateway_started = time.monotonic()
 
     async def run(self) -> int:
         """From the first process to the last; the exit code."""
@@ -152,7 +157,12 @@ class Server:
         self._progress.flush()
 
     def _follow_files(self) -> None:
-        changes = self._watch.look(signatures(self._options.paths))
+        try:
+            changes = self._watch.look(signatures(self._options.paths))
+        except OSError as error:
+            self._unreadable(str(error))
+            return
+        self._unreadable("")
         if not changes:
             return
         before = set(self._objects.by_key)
@@ -167,6 +177,12 @@ class Server:
             self._progress.line(f"{kind}/{name}: added")
         if outcome.changed:
             self._door.mark()
+
+    def _unreadable(self, why: str) -> None:
+        """A folder that cannot be listed changes nothing; said once."""
+        if why and why != self._complaint:
+            self._progress.line(f"not taken: {why}; what was read before stays")
+        self._complaint = why
 
     async def _say_ready(self, verdict: Verdict) -> None:
         """Once the endpoint itself lists every model that serves."""
@@ -192,8 +208,11 @@ class Server:
         if gateway is None or gateway.child.exit_code is None:
             return
         code, tail = gateway.child.exit_code, gateway.child.log_tail()
+        if time.monotonic() - self._gateway_started > LIVED_LONG_S:
+            self._gateway_restarts = 0
         self._gateway_restarts += 1
-        if self._gateway_restarts > 5 or (not self._ready and self._gateway_restarts > 2):
+        self._gateway_started = time.monotonic()
+        if self._gateway_restarts > GATEWAY_TRIES:
             raise PeerError(f"gateway: ended with code {code} {self._gateway_restarts} times: "
                             f"{tail}; see {gateway.child.log}")  # fmt: skip
         self._progress.line(f"gateway: ended with code {code}, started again: {tail}")
@@ -221,7 +240,7 @@ class Server:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         for number in numbers:
             loop.add_signal_handler(number, self._told_to_end)
         try:

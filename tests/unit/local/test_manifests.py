@@ -79,6 +79,9 @@ def test_a_file_may_hold_several_documents_and_a_list(tmp_path: Path) -> None:
         pytest.param(POOL.replace("CPU", "CUDA"), 5, "set runtime.device: CPU", id="CUDA pool"),
         pytest.param(POOL + "    - {node: two, count: 1}\n", 7, "keep one entry",
                      id="two machines"),
+        pytest.param(POOL.replace("512Mi", "1" + "0" * 30), 1, "at most 63 bits",
+                     id="a number beyond the rules"),
+        pytest.param("[" * 5000, 1, "nested too deep", id="nested too deep"),
         pytest.param(POOL.replace("512Mi", "lots"), 8, "'lots'", id="not a quantity"),
     ],
 )  # fmt: skip
