@@ -28,6 +28,7 @@ its own; that one gets no lease, and after `reclaim_rounds` loses its youngest r
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 from mux_core.engine import Phase
 
@@ -371,7 +372,7 @@ class _Desk:
         self.free -= units
 
     def _hold(self, m: MemberLoad, phase: Phase, why: Why) -> None:
-        self.held.append(Held(model=m.model, phase=phase, why=why))
+        self.held.append(_held(m.model, phase, why))
 
     def _hold_for_kv(self, m: MemberLoad, phase: Phase, rows: int) -> None:
         units = rows * m.row_units
@@ -382,6 +383,12 @@ class _Desk:
 
 
 _NOT_PASSED = frozenset({Why.HOST_BUSY, Why.QUOTA, Why.NO_KV})
+
+
+@lru_cache(maxsize=1024)
+def _held(model: str, phase: Phase, why: Why) -> Held:
+    """The same value every round; making it anew is most of what holding costs."""
+    return Held(model=model, phase=phase, why=why)
 
 
 def _by_priority(m: MemberLoad) -> tuple[int, str]:
