@@ -230,7 +230,7 @@ class Server:
         """Ends every process: running requests finish, unless a second signal hurries."""
         self._trees.stop_all()
         hurried = False
-        while not self._trees.ended():
+        while not self._trees.end():
             if self._hurry.is_set() and not hurried:
                 hurried = True
                 self._progress.line("ending at once")

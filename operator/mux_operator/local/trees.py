@@ -62,7 +62,7 @@ class Trees:
     ports: Ports = field(default_factory=Ports)
     by_unit: dict[UnitId, Tree] = field(default_factory=dict)
     gateway: GatewayTree | None = None
-    gateway_deadline: float | None = None
+    gateway_kill_at: float | None = None
     deaths: list[str] = field(default_factory=list)
     """What to tell people of units that ended unasked; the caller empties it."""
 
@@ -159,19 +159,18 @@ class Trees:
         for unit in list(self.by_unit):
             self.discard(unit)
 
-    def ended(self) -> bool:
-        """Whether nothing runs any more, after `stop_all`."""
+    def end(self) -> bool:
+        """Moves the end on after `stop_all`: kills what is past its time; whether all is gone."""
         self.poll()
-        longest = max((t.kill_at for t in self.by_unit.values() if t.kill_at), default=None)
         gateway = self.gateway
-        if gateway is not None and gateway.child.exit_code is None:
+        if gateway is None or gateway.child.exit_code is not None:
+            return not self.by_unit
+        if not self.by_unit:
             # The gateway outlives the streams it relays; without units it has none.
-            if longest is None:
-                self.gateway_deadline = self.gateway_deadline or self.clock() + GRACE_S
-                if self.clock() > self.gateway_deadline:
-                    gateway.child.kill_group()
-            return False
-        return not self.by_unit
+            self.gateway_kill_at = self.gateway_kill_at or self.clock() + GRACE_S
+            if self.clock() > self.gateway_kill_at:
+                gateway.child.kill_group()
+        return False
 
     def supervisors(self) -> tuple[tuple[Carrier, int], ...]:
         """Every carrier with the pid of its supervisor."""
