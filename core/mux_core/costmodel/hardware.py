@@ -7,6 +7,7 @@ shipped A100 tables only (`benchmarks/planner/cost_model_error.py` prints what t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 
 from mux_core.errors import SpecError
@@ -54,15 +55,18 @@ GPU_TYPES: Mapping[str, GpuType] = MappingProxyType({
     )
 })  # fmt: skip
 
-_ALIASES = {
-    "a100": "a100-80gb", "h100": "h100-80gb", "h200": "h200-141gb", "l40s": "l40s-48gb",
-    "b200": "b200-180gb",
-}  # fmt: skip
 
-
+@cache
 def gpu_type(name: str) -> GpuType:
-    """The data sheet of one GPU type. Raises SpecError for a name without an entry."""
-    found = GPU_TYPES.get(_ALIASES.get(name.lower(), name.lower()))
-    if found is None:
+    """The data sheet of a GPU type or product label (`h100`, `NVIDIA-A100-SXM4-40GB`).
+
+    Where a label names no memory size, the largest of its family. Raises SpecError for a name
+    without an entry.
+    """
+    label = name.lower()
+    family = [gpu for gpu in GPU_TYPES.values() if gpu.name.partition("-")[0] in label]
+    exact = [gpu for gpu in family if gpu.name.rpartition("-")[2] in label]
+    found = exact or sorted(family, key=lambda gpu: gpu.memory)
+    if not found:
         raise SpecError(f"GPU type {name}: no data sheet; one of {', '.join(GPU_TYPES)}")
-    return found
+    return found[-1]

@@ -24,16 +24,29 @@ class Profile:
 
     table: StepTable
     _decode: dict[tuple[int, int, float], _Grid] = field(default_factory=dict)
+    _curves: dict[tuple[int, int, float], _Grid] = field(default_factory=dict)
     _prefill: dict[tuple[int, int, float], _Grid] = field(default_factory=dict)
     _percents: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def decode_s(self, *, tensor: int, percent: int, batch: float, context: float) -> float:
         """Seconds of one decode step."""
+        key = (tensor, percent, context)
+        grid = self._curves.get(key)
+        if grid is None:
+            grid = self._curves[key] = self._decode_curve(tensor, percent, context)
+        return _interpolate(grid, batch)
+
+    def _decode_curve(self, tensor: int, percent: int, context: float) -> _Grid:
+        """(batches, seconds) at one share, between the measured shares around it."""
         low, high, part, slower = self._between(tensor, percent)
-        below = _interpolate(self._decode_grid(tensor, low, context), batch)
-        above = below if high == low else _interpolate(
-            self._decode_grid(tensor, high, context), batch)  # fmt: skip
-        return (below + part * (above - below)) * slower
+        below = self._decode_grid(tensor, low, context)
+        above = self._decode_grid(tensor, high, context)
+        points = tuple(sorted({*below[0], *above[0]}))
+        values = tuple(
+            ((1 - part) * _interpolate(below, at) + part * _interpolate(above, at)) * slower
+            for at in points
+        )
+        return points, values
 
     def prefill_s(self, *, tensor: int, percent: int, batch: float, tokens: float) -> float:
         """Seconds to prefill `batch` prompts."""

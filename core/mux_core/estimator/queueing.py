@@ -40,6 +40,7 @@ class _State:
     percent: int
     prefill_s: float
     sequence_bytes: float
+    token_bytes: float
     weight_bytes: float
     largest: int
     context: float
@@ -160,6 +161,7 @@ class QueueingUnits:
             percent=percent,
             prefill_s=prefill / few,
             sequence_bytes=_kv_per_token(llm) * (demand.prompt_tokens + demand.output_tokens),
+            token_bytes=_kv_per_token(llm),
             weight_bytes=llm.weight_bytes,
             largest=profile.largest_batch(kind.gpus),
             context=demand.prompt_tokens + demand.output_tokens / 2,
@@ -188,18 +190,24 @@ class QueueingUnits:
         busy_decodes = len(states) > 1
         slower = 1 + self.interference.prefill_by_decode * busy_decodes
         prefill_busy = sum(s.ask.rate * s.prefill_s for s in states) * slower
+        most = 2 * self.room_bytes(kind)
         by_prefill = 1 + self.interference.decode_by_prefill * min(1.0, prefill_busy)
         for _ in range(ROUNDS):
             for state in states:
                 state.alone_s = self._decode(kind, state, state.batch)
-            stretch = self.interference.bus_stretch(self._bus(kind, states))
+            stretch = 1.0
+            if len(states) > 1:
+                stretch = self.interference.bus_stretch(self._bus(kind, states))
             moved = False
             for state in states:
-                state.step_s = state.alone_s * by_prefill * (stretch if len(states) > 1 else 1.0)
+                state.step_s = state.alone_s * by_prefill * stretch
                 batch = state.ask.rate * state.ask.llm.demand.output_tokens * state.step_s
                 moved |= batch > state.batch * 1.001 + 1e-3
                 state.batch = batch
             if not moved or any(state.batch > 2 * state.largest for state in states):
+                break
+            # Batches only grow from here: what is far over memory already will be refused.
+            if sum(state.batch * state.sequence_bytes for state in states) > most:
                 break
         return prefill_busy
 
@@ -208,7 +216,7 @@ class QueueingUnits:
         bandwidth = gpu_type(kind.gpu).bandwidth
         asked = 0.0
         for state in states:
-            kv = state.batch * state.context * _kv_per_token(state.ask.llm)
+            kv = state.batch * state.context * state.token_bytes
             per_step = (state.weight_bytes + kv) / kind.gpus
             asked += (1 - exp(-state.batch)) * per_step / (state.alone_s * bandwidth)
         return asked

@@ -79,5 +79,7 @@ def test_the_roofline_stays_near_the_measured_a100():
 
 def test_an_unknown_gpu_names_the_known_ones():
     assert gpu_type("H100").name == "h100-80gb"
+    assert gpu_type("NVIDIA-A100-SXM4-40GB").name == "a100-40gb"
+    assert gpu_type("NVIDIA-A100-SXM4-80GB").name == gpu_type("a100").name == "a100-80gb"
     with pytest.raises(SpecError, match="no data sheet; one of a100-40gb"):
         gpu_type("tpu")
