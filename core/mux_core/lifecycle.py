@@ -6,7 +6,8 @@ one starts again until its tries are spent. Nothing leads out of Stopped.
 
 A member is one LLM in a unit. It serves when both its hosts were ready once; a host that dies and
 comes back does not take it out of service, because its requests wait and then go on. A failed
-member is taken away like any other and, on a new spec, added as a new one. Draining refuses new requests and lets running ones finish.
+member is taken away like any other and, on a new spec, added as a new one. Draining refuses new
+requests and lets running ones finish.
 
 A request waits in its member's queue, is computed by the prefill host, travels with its rows to
 the decode host and leaves. At any moment it may be preempted or lose its host: then it waits
