@@ -157,7 +157,7 @@ def _claims(snapshot: Snapshot) -> tuple[frozenset[str], frozenset[str]]:
     read, awaited = set(), set()
     for item in snapshot.seen.members:
         claim = item.spec.source.claim if item.spec is not None else None
-        if claim is None:
+        if claim is None or not item.path:
             continue
         if item.status.previous is not None or resolution(item, snapshot.seen) is not None:
             read.add(claim)
