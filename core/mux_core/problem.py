@@ -14,12 +14,15 @@ from mux_core.carriers import out_of_reach
 from mux_core.llm import Demand, Dtype, Llm, ModelGeometry
 from mux_core.placement import KvQuota, Member, Placement, Share, Unit
 from mux_core.planning import PlacementProblem, PlanningPolicy
+from mux_core.reasons import ConditionType, Reason
 from mux_core.snapshot import LlmObject, Observation, Snapshot, UnitRecord
 from mux_core.specs import PoolSpec
 from mux_core.status import MeasuredDemand, Resolved
 from mux_core.units import Bytes, ModelName, Percent
 from mux_core.unitspec import Device, MemberSpec
 
+INSPECT_AGAIN_S: Final = 60.0
+"""An inspect run that itself failed (evicted, out of memory) is repeated so much later."""
 RATE_BAND: Final = 0.25
 """A measured rate this close to the planned one plans nothing new."""
 
@@ -75,7 +78,8 @@ def _running_names(seen: Observation) -> dict[ModelName, str]:
 def resolution(item: LlmObject, seen: Observation) -> Resolved | None:
     """What is known of the source asked for now; None until an inspect run has ended.
 
-    A failure counts for the manifest it was found with: an edit makes another attempt.
+    A failure counts for the manifest it was found with: an edit makes another attempt, and so
+    does time where the run itself failed.
     """
     if item.spec is None:
         return None
@@ -87,7 +91,14 @@ def resolution(item: LlmObject, seen: Observation) -> Resolved | None:
     if known is None or known.source != key:
         return None
     edited = item.status.observed_generation != item.generation
-    return None if known.error_reason and edited else known
+    again = edited or _inspected_in_vain(item, known, seen.now)
+    return None if known.error_reason and again else known
+
+
+def _inspected_in_vain(item: LlmObject, known: Resolved, now: float) -> bool:
+    said = item.status.condition(ConditionType.MODEL_RESOLVED)
+    failed = known.error_reason == Reason.INSPECTION_FAILED
+    return failed and said is not None and now - said.since > INSPECT_AGAIN_S
 
 
 def usable(item: LlmObject, seen: Observation) -> Resolved | None:
@@ -126,20 +137,30 @@ def question(snapshot: Snapshot) -> Question:
             continue
         known[item.name] = resolved
         llms.append(_llm(item, resolved, snapshot, device=spec.device if spec else Device.CPU))
-    problem = PlacementProblem(
+    inputs = PlacementProblem(
         now=snapshot.now,
         nodes=tuple(sorted(seen.nodes, key=lambda node: node.name)),
         llms=tuple(sorted(llms, key=lambda llm: llm.name)),
         policy=_policy(spec) if spec is not None else PlanningPolicy(),
         current=current_placement(seen, frozenset(known)),
         barred=out_of_reach(seen),
-        unit_prefix=f"{seen.key.name}-r{next_revision(seen)}-u",
     )
-    return Question(problem=problem, inputs_hash=_hash(problem), usable=known)
+    inputs_hash = _hash(inputs)
+    prefix = f"{seen.key.name}-r{_revision(seen, inputs_hash)}-u"
+    return Question(problem=replace(inputs, unit_prefix=prefix), inputs_hash=inputs_hash,
+                    usable=known)  # fmt: skip
 
 
 def next_revision(seen: Observation) -> int:
     return max((plan.revision for plan in seen.plans), default=0) + 1
+
+
+def _revision(seen: Observation, inputs_hash: str) -> int:
+    """Of the plan that answers these inputs: units are named after it, whoever carries it on."""
+    newest = max(seen.plans, key=lambda plan: plan.revision, default=None)
+    if newest is not None and newest.inputs_hash == inputs_hash:
+        return newest.revision
+    return next_revision(seen)
 
 
 def current_placement(seen: Observation, planned: frozenset[ModelName]) -> Placement:

@@ -171,7 +171,9 @@ def _resolved(view: _View) -> Condition:
         return condition(_C.MODEL_RESOLVED, Truth.UNKNOWN, _R.RESOLVING,
                          f"reading {spec.source.key}{waits}")  # fmt: skip
     if known.error_reason:
-        return _no(_C.MODEL_RESOLVED, Reason(known.error_reason), known.message, permanent=True)
+        reason = Reason(known.error_reason)
+        return _no(_C.MODEL_RESOLVED, reason, known.message,
+                   permanent=reason is not _R.INSPECTION_FAILED)  # fmt: skip
     return _yes(_C.MODEL_RESOLVED, _R.RESOLVED)
 
 
