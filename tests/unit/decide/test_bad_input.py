@@ -251,3 +251,15 @@ def test_a_name_that_another_pool_serves_is_not_taken_by_an_older_object() -> No
     world.settle()
     assert world.said("older", C.READY) == ("False", "NameConflict")
     assert world.serving == ["a", "chat"]
+
+
+def test_an_inspect_run_that_failed_itself_is_repeated_after_a_while() -> None:
+    world = a_world(an_llm("a"), broken={"a": ("InspectionFailed", "the pod was evicted")})
+    assert kinds(world.settle()).count("InspectModel") == 1
+    assert world.said("a", C.READY) == ("False", "InspectionFailed")
+    world.now += 30
+    assert world.cycle() == ()
+    world.now += 31
+    world.broken = {}
+    world.settle()
+    assert world.said("a", C.READY) == ("True", "Ready")

@@ -92,7 +92,7 @@ def test_an_operator_that_dies_between_two_actions_is_continued_not_repeated() -
         for action in world.decided()[:done]:
             world.do(action)
         world.settle()
-        assert list(world.placed.values()) == list(whole.placed.values()), done
+        assert world.placed == whole.placed, f"names and all, after {done} actions"
         assert len(world.carriers) == 1
 
 
