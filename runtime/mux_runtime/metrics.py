@@ -160,6 +160,17 @@ class UnitCollector(Collector):
             usage.add_metric(labels, used / m.quota if m.quota else 0.0)
             preempted.add_metric(labels, m.counters.preempted)
         yield from (running, waiting, usage, preempted)
+        yield from self._vllm_absent()
+
+    def _vllm_absent(self) -> Iterable[Metric]:
+        """What vLLM counts and no engine here does yet: 0, so that ratios find a series."""
+        for name, what in (("queries", "looked up"), ("hits", "found")):
+            family = CounterMetricFamily(f"vllm:prefix_cache_{name}",
+                                         f"Prompt tokens {what} in a prefix cache; there is none.",
+                                         labels=_MU)  # fmt: skip
+            for _, labels in self._each():
+                family.add_metric(labels, 0)
+            yield family
 
 
 async def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> web.AppRunner:

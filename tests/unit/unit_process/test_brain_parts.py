@@ -172,6 +172,8 @@ async def test_series_carry_the_labels_of_their_table(tmp_path: Path) -> None:
         "vllm:num_requests_running": model_labels,
         "vllm:num_requests_waiting": model_labels,
         "vllm:kv_cache_usage_perc": model_labels,
+        "vllm:prefix_cache_queries": model_labels,
+        "vllm:prefix_cache_hits": model_labels,
     }
     for name, labels in expected.items():
         assert {frozenset(s.labels) for s in families[name].samples} == {frozenset(labels)}, name
