@@ -70,6 +70,14 @@ def test_kubectl_shows_what_serves(stack: Installed) -> None:
     assert (pool["gpus"], pool["freeGpus"], pool["unitCount"]) == (1, 0, 1)
 
 
+def test_every_plan_is_written_down_with_its_steps(stack: Installed) -> None:
+    plans = stack.kubectl.get("placementplans")["items"]
+    first = next(plan for plan in plans if plan["metadata"]["name"] == "default-r1")
+    assert first["spec"]["steps"][0]["kind"] == "CreateUnit"
+    assert first["status"]["phase"] == "Completed"
+    assert stack.kubectl.get("gpupool", "default")["status"]["activePlan"].startswith("default-r")
+
+
 def test_every_model_has_its_own_address(stack: Installed) -> None:
     ports = {stack.kubectl.get("service", f"llm-{model}")["spec"]["ports"][0]["targetPort"]
              for model in MODELS}  # fmt: skip
