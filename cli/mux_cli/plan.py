@@ -16,10 +16,11 @@ from mux_cli.plan_manifests import read_manifests
 from mux_cli.plan_table import print_plan
 from mux_cli.workload_file import Workload, read_workload
 from mux_core.errors import SpecError
+from mux_core.estimator.unit import UnitEstimator
 from mux_core.placement import Placement
 from mux_core.planners.capacity import capacity_of
 from mux_core.planners.strategies import ESTIMATORS, STRATEGIES, make_estimator, make_planner
-from mux_core.planning import Objective, PlacementProblem, Plan, Planner, PlanningPolicy
+from mux_core.planning import Bound, Objective, PlacementProblem, Plan, Planner
 from mux_core.units import format_bytes
 
 QUIET_S = 2.0
@@ -108,18 +109,19 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     workload = read_workload(args.workload) if args.workload else read_manifests(args.filename)
     problem = _problem(args, workload)
-    _refuse_impossible(problem, args)
     estimator = args.estimator or ("default" if args.strategy == "default" else "muxserve")
+    costs = make_estimator(estimator, headroom=args.headroom, tables=workload.tables)
+    _refuse_impossible(problem, costs)
     planner = make_planner(
         args.strategy,
-        estimator=make_estimator(estimator, headroom=args.headroom),
+        estimator=costs,
         switches=_switches(args.switch),
     )
     started = time.monotonic()
     plan, stopped = search(planner, problem, deadline=args.deadline)
     seconds = time.monotonic() - started
     if not args.no_bound:
-        plan = _bounded(plan, problem, estimator, args.headroom)
+        plan = replace(plan, bound=_bound(plan, problem, costs))
     document = plan_document(
         plan, problem, estimator=estimator, seconds=seconds, deadline_hit=stopped
     )
@@ -173,11 +175,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _problem(args: argparse.Namespace, workload: Workload) -> PlacementProblem:
-    policy = PlanningPolicy(
+    policy = replace(
+        workload.policy,
         objective=Objective(args.objective),
         headroom=args.headroom,
-        max_tensor_members=workload.max_tensor_members,
-        gpu_limit=args.gpus,
+        gpu_limit=workload.policy.gpu_limit if args.gpus is None else args.gpus,
     )
     return PlacementProblem(
         now=0.0,
@@ -188,10 +190,8 @@ def _problem(args: argparse.Namespace, workload: Workload) -> PlacementProblem:
     )
 
 
-def _refuse_impossible(problem: PlacementProblem, args: argparse.Namespace) -> None:
+def _refuse_impossible(problem: PlacementProblem, estimator: UnitEstimator) -> None:
     """Stops before planning where an LLM can have no place on these GPUs at all."""
-    name = args.estimator or ("default" if args.strategy == "default" else "muxserve")
-    estimator = make_estimator(name, headroom=args.headroom)
     kinds = capacity_of(problem.nodes, problem.policy.group_sizes, limit=None).kinds
     largest = max(kinds)
     total = sum(node.gpus for node in problem.nodes)
@@ -221,11 +221,11 @@ def _switches(words: list[str]) -> dict[str, bool]:
     return switches
 
 
-def _bounded(plan: Plan, problem: PlacementProblem, estimator: str, headroom: float) -> Plan:
+def _bound(plan: Plan, problem: PlacementProblem, costs: UnitEstimator) -> Bound:
+    # HiGHS takes longer to import than a small search to run.
     from mux_core.planners.bound import bound_of
 
-    bound = bound_of(plan, problem, make_estimator(estimator, headroom=headroom))
-    return replace(plan, bound=bound)
+    return bound_of(plan, problem, costs)
 
 
 def _frontier(planner: Planner, problem: PlacementProblem) -> list[dict[str, Any]]:

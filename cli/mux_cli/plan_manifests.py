@@ -12,6 +12,7 @@ from mux_core.costmodel.hardware import gpu_type
 from mux_core.errors import SpecError
 from mux_core.llm import Llm
 from mux_core.placement import GpuNode
+from mux_core.planning import PlanningPolicy
 from mux_core.specs import LlmSpec, PoolSpec, Scheme
 from mux_core.units import ModelName
 
@@ -33,10 +34,18 @@ def read_manifests(paths: Sequence[Path]) -> Workload:
             "LLMDeployment"
         )
     _refuse_invalid(documents)
+    pool = parse_pool(with_defaults(pools[0]))
     return Workload(
-        nodes=_nodes(parse_pool(with_defaults(pools[0]))),
+        nodes=_nodes(pool),
         llms=tuple(_llm(found, parse_llm(with_defaults(found))) for found in llms),
-        max_tensor_members=EXECUTED_TENSOR_MEMBERS,
+        policy=PlanningPolicy(
+            allow_sharing=pool.allow_sharing,
+            group_sizes=pool.group_sizes,
+            step_percent=pool.share_step_percent,
+            max_tensor_members=EXECUTED_TENSOR_MEMBERS,
+            gpu_limit=pool.gpu_limit,
+            min_gain=pool.min_gain_percent / 100,
+        ),
     )
 
 

@@ -6,7 +6,7 @@ names the subject, the value, the limit and the fix.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ import yaml
 
 from mux_core.checkpoint import read_geometry
 from mux_core.costmodel.hardware import gpu_type
+from mux_core.costmodel.profile_file import load_table
+from mux_core.costmodel.table import StepTable
 from mux_core.errors import SpecError, UnsupportedModel
 from mux_core.estimator.muxserve import reference_model
 from mux_core.llm import Demand, Llm, ModelGeometry, SharingPolicy, Slo
 from mux_core.placement import GpuNode
+from mux_core.planning import PlanningPolicy
 from mux_core.units import GIB, Bytes, ModelName, NodeName, Percent
 
 MOST_MODELS = 20_000
@@ -38,11 +41,12 @@ _MODEL = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What a workload file states; `llms` in its order."""
+    """What a workload file or manifests state; `llms` in their order."""
 
     nodes: tuple[GpuNode, ...]
     llms: tuple[Llm, ...]
-    max_tensor_members: int | None = None
+    tables: Mapping[str, StepTable] = field(default_factory=dict)
+    policy: PlanningPolicy = field(default_factory=PlanningPolicy)
 
 
 def read_workload(path: Path) -> Workload:
@@ -87,7 +91,8 @@ def parse_workload(document: object, *, folder: Path) -> Workload:
         for key in ("max_tensor_parallel_members_per_unit", "maxTensorParallelMembersPerUnit"):
             if owner.get(key) is not None:
                 limit = _whole(owner, key, "cluster", least=1)
-    return Workload(nodes=nodes, llms=llms, max_tensor_members=limit)
+    policy = PlanningPolicy(max_tensor_members=limit)
+    return Workload(nodes=nodes, llms=llms, tables=_tables(llms, folder), policy=policy)
 
 
 def _nodes(cluster: Fields) -> tuple[GpuNode, ...]:
@@ -146,10 +151,14 @@ def _cost_source(
     model: Fields, subject: str, folder: Path
 ) -> tuple[ModelGeometry | None, str | None, Bytes]:
     profile, config = model.get("profile"), model.get("config")
-    if (profile is None) == (config is None):
+    measured = isinstance(profile, str) and profile.endswith(".json")
+    if measured and config is None:
+        raise SpecError(f"{subject}: profile {profile} is a file of step times; give config too, "
+                        "the path of the model's config.json")  # fmt: skip
+    if not measured and (profile is None) == (config is None):
         raise SpecError(f"{subject}: profile {profile!r} and config {config!r}; exactly one of the "
                         "two says what it costs")  # fmt: skip
-    if profile is not None:
+    if profile is not None and not measured:
         found = reference_model(str(profile))
         return None, found.name, Bytes(int(found.weights_gb * GIB))
     path = folder / str(config)
@@ -160,7 +169,24 @@ def _cost_source(
                         "config.json") from error  # fmt: skip
     except UnsupportedModel as error:
         raise SpecError(f"{subject}: config {path}: {error}") from error
-    return geometry, None, geometry.weight_bytes
+    return geometry, profile if measured else None, geometry.weight_bytes
+
+
+def _tables(llms: tuple[Llm, ...], folder: Path) -> dict[str, StepTable]:
+    """The profile files that models name, each read once."""
+    tables: dict[str, StepTable] = {}
+    for llm in llms:
+        if llm.profile is None or llm.geometry is None or llm.profile in tables:
+            continue
+        path = folder / llm.profile
+        subject = f"model {llm.name}: profile {path}"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{subject}: cannot be read ({error}); give a file that muxserve "
+                            "profile wrote") from error  # fmt: skip
+        tables[llm.profile] = load_table(text, subject=subject)
+    return tables
 
 
 def _sharing(model: Fields, subject: str) -> SharingPolicy:
@@ -260,11 +286,3 @@ def _flag(fields: Fields, key: str, subject: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise SpecError(f"{subject}: {key} {value!r}; true or false")
     return value
-
-
-def with_rates(llms: tuple[Llm, ...], rates: Mapping[str, float]) -> tuple[Llm, ...]:
-    """The same LLMs with other rates where given."""
-    return tuple(
-        replace(llm, demand=replace(llm.demand, rate=rates.get(llm.name, llm.demand.rate)))
-        for llm in llms
-    )

@@ -131,7 +131,7 @@ def test_workloads_permute_and_compress(tmp_path):
     assert sorted(rates[0]) == sorted(rates[1])
 
 
-def test_a_config_json_is_planned_without_a_profile(tmp_path):
+def write_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "num_hidden_layers": 28,
         "hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 16,
@@ -139,6 +139,10 @@ def test_a_config_json_is_planned_without_a_profile(tmp_path):
         "max_position_embeddings": 40960, "torch_dtype": "bfloat16", "tie_word_embeddings": True,
         "rms_norm_eps": 1e-6, "rope_theta": 1000000,
     }))  # fmt: skip
+
+
+def test_a_config_json_is_planned_without_a_profile(tmp_path):
+    write_config(tmp_path)
     slo = {"ttft_ms": 500, "tpot_ms": 50, "objective": 0.99}
     model = {"name": "q", "config": "config.json", "rate": 3.0, "slo": slo}
     document = plan(write(tmp_path, [model], gpu="h100-80gb"), "--no-bound")
@@ -223,3 +227,34 @@ def _wait_for_progress(child):
 def test_help_shows_examples():
     assert "--frontier" in muxserve("plan", "--help").stdout
     assert "--power-law" in muxserve("workload", "--help").stdout
+
+
+def test_manifests_are_planned_as_the_operator_would(tmp_path):
+    from mux_cli.demo_files import write_manifests
+    from mux_cli.tiny_models import write_demo
+
+    write_manifests(tmp_path, write_demo(tmp_path / "models"))
+    files = [word for path in sorted(tmp_path.glob("*.yaml")) for word in ("-f", path)]
+    document = json.loads(muxserve("plan", *files, "-o", "json", "--no-bound").stdout)
+    check_contract(document, 4.0)
+    assert document["constraints"]["maxTensorParallelMembersPerUnit"] == 1
+
+
+def test_measured_step_times_decide_and_a_corrupt_file_is_refused(tmp_path):
+    write_config(tmp_path)
+    model = {"name": "q", "config": "config.json", "profile": "q.json", "rate": 40.0}
+    path = write(tmp_path, [model], gpu="h100-80gb")
+
+    def measured(decode_ms):
+        rows = [
+            {"tensor": 1, "percent": 100, "batch": batch, "tokens": tokens,
+             "prefill_ms": batch, "decode_ms": decode_ms + batch / 50}
+            for batch in (1, 64, 256) for tokens in (128, 1024)
+        ]  # fmt: skip
+        head = {"format": "muxserve-profile", "version": 1, "model": "q", "gpu": "h100-80gb"}
+        (tmp_path / "q.json").write_text(json.dumps(head | {"rows": rows}))
+        return plan(path, "--no-bound")["gpus_used"]
+
+    assert measured(5.0) < measured(20.0)
+    (tmp_path / "q.json").write_text('{"format": "muxserve-profile", "version": 7}')
+    assert "version 7" in muxserve("plan", "--workload", path, code=2).stderr

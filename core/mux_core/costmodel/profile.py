@@ -5,7 +5,9 @@ analytic roofline. All are tables on a grid, read by interpolation over batch, l
 """
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from mux_core.costmodel.roofline import roofline_table
 from mux_core.costmodel.smoothing import smooth
@@ -15,6 +17,7 @@ from mux_core.llm import Llm
 
 SMALL_SHARE_EXPONENT = 0.8
 """Below the smallest measured share a step is taken to slow by (share ratio)^-0.8; unmeasured."""
+_NONE: Mapping[str, StepTable] = MappingProxyType({})
 _Grid = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -115,10 +118,13 @@ def _interpolate(grid: _Grid, at: float) -> float:
     return values[index - 1] + slope * (at - low)
 
 
-def profile_of(llm: Llm, gpu: str) -> Profile:
-    """The profile of an LLM: its measured table where it names one, else the roofline."""
+def profile_of(llm: Llm, gpu: str, tables: Mapping[str, StepTable] = _NONE) -> Profile:
+    """The profile of an LLM: its measured table where it names one, else the roofline.
+
+    `tables` are measured ones beside the shipped, by the name that `Llm.profile` gives.
+    """
     if llm.profile is not None:
-        table = shipped_tables().get(llm.profile)
+        table = tables.get(llm.profile) or shipped_tables().get(llm.profile)
         if table is None:
             raise SpecError(f"LLM {llm.name}: profile {llm.profile} unknown; one of "
                             f"{', '.join(shipped_tables())}")  # fmt: skip

@@ -7,13 +7,14 @@ for the unit (M/G/1). A unit carries its members when each stays at or below `he
 resource and meets its service level.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import erf, exp, log, sqrt
 
 from mux_core.costmodel.hardware import gpu_type
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
 from mux_core.costmodel.profile import Profile, profile_of
+from mux_core.costmodel.table import StepTable
 from mux_core.estimator.muxserve import reference_model
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitOutcome
 from mux_core.llm import Llm
@@ -66,6 +67,7 @@ class QueueingUnits:
     step: int = 10
     enforce_slo: bool = True
     interference: Interference = DEFAULT_INTERFERENCE
+    tables: Mapping[str, StepTable] = field(default_factory=dict)
     name: str = "default"
     _profiles: dict[tuple[Hashable, str], Profile] = field(default_factory=dict)
 
@@ -165,7 +167,7 @@ class QueueingUnits:
             weight_bytes=llm.weight_bytes,
             largest=profile.largest_batch(kind.gpus),
             context=demand.prompt_tokens + demand.output_tokens / 2,
-            overhead_s=reference_model(llm.profile).overhead_s if llm.profile else 5e-5,
+            overhead_s=_overhead_s(llm),
         )
 
     def _decode(self, kind: GroupKind, state: _State, batch: float) -> float:
@@ -301,7 +303,7 @@ class QueueingUnits:
     def _profile(self, llm: Llm, gpu: str) -> Profile:
         key = (llm.profile or llm.geometry, "" if llm.profile else gpu)
         if key not in self._profiles:
-            self._profiles[key] = profile_of(llm, gpu)
+            self._profiles[key] = profile_of(llm, gpu, self.tables)
         return self._profiles[key]
 
 
@@ -309,6 +311,12 @@ def _kv_per_token(llm: Llm) -> float:
     if llm.geometry is not None:
         return llm.geometry.kv_bytes_per_token
     return reference_model(llm.profile or "").kv_gb_per_token * GIB
+
+
+def _overhead_s(llm: Llm) -> float:
+    """Scheduling per sequence and step: as released for the shipped tables, else half of that."""
+    shipped = llm.geometry is None and llm.profile is not None
+    return reference_model(llm.profile or "").overhead_s if shipped else 5e-5
 
 
 def _kv_floor(llm: Llm) -> float:

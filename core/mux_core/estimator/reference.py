@@ -6,10 +6,11 @@ share while percent is left. A share is priced at the largest profiled share not
 smallest profiled one at that one.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mux_core.costmodel.roofline import roofline_table
+from mux_core.costmodel.table import StepTable
 from mux_core.estimator.curves import Curve
 from mux_core.estimator.muxserve import (
     ACTIVATION_GB,
@@ -45,6 +46,7 @@ class ReferenceUnits:
     """UnitEstimator over MuxServe's rules; `step` is the granularity of the shares it chooses."""
 
     step: int = 10
+    tables: Mapping[str, StepTable] = field(default_factory=dict)
     name: str = "muxserve"
     _curves: MuxServeEstimator = field(default_factory=MuxServeEstimator)
     _models: dict[tuple[Hashable, str], ReferenceModel] = field(default_factory=dict)
@@ -201,11 +203,21 @@ class ReferenceUnits:
         """The LLM with the lengths of the release, whatever it states."""
         return Tenant(name=ask.llm.name, model=self._model(ask.llm, kind.gpu), rate=ask.rate)
 
+    def _described(self, llm: Llm, gpu: str) -> ReferenceModel:
+        """A model known by its config: costs from its measured table, else the roofline."""
+        assert llm.geometry is not None
+        if llm.profile is not None and llm.profile in self.tables:
+            return _described_model(llm, self.tables[llm.profile], f"{llm.profile} {gpu}")
+        table = roofline_table(llm.geometry, gpu)
+        return _described_model(llm, table, f"{gpu} {llm.geometry}")
+
     def _model(self, llm: Llm, gpu: str) -> ReferenceModel:
         key = (llm.profile or llm.geometry, gpu if llm.profile is None else "")
         if key not in self._models:
             self._models[key] = (
-                reference_model(llm.profile) if llm.profile else _analytic_model(llm, gpu)
+                self._described(llm, gpu)
+                if llm.geometry is not None
+                else reference_model(llm.profile or "")
             )
         return self._models[key]
 
@@ -305,11 +317,11 @@ def _judged(members: tuple[MemberOutcome, ...], asks: Sequence[Ask]) -> UnitOutc
     return UnitOutcome(members=members)
 
 
-def _analytic_model(llm: Llm, gpu: str) -> ReferenceModel:
+def _described_model(llm: Llm, table: StepTable, name: str) -> ReferenceModel:
     assert llm.geometry is not None
     return ReferenceModel(
-        name=f"{gpu} {llm.geometry}",
-        table=roofline_table(llm.geometry, gpu),
+        name=name,
+        table=table,
         weights_gb=llm.weight_bytes / GIB,
         kv_gb_per_token=llm.geometry.kv_bytes_per_token / GIB,
         overhead_s=1e-4,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from mux_core.costmodel.table import StepTable
 from mux_core.errors import SpecError
 from mux_core.estimator.muxserve import ReplayRules
 from mux_core.estimator.queueing import QueueingUnits
@@ -18,12 +19,14 @@ STRATEGIES = (
 ESTIMATORS = ("default", "muxserve")
 
 
-def make_estimator(name: str, *, headroom: float = 0.9) -> UnitEstimator:
-    """The estimator of that name. Raises SpecError for an unknown one."""
+def make_estimator(
+    name: str, *, headroom: float = 0.9, tables: Mapping[str, StepTable] | None = None
+) -> UnitEstimator:
+    """The estimator of that name. `tables`: measured profiles beside the shipped ones."""
     if name == "muxserve":
-        return ReferenceUnits()
+        return ReferenceUnits(tables=tables or {})
     if name == "default":
-        return QueueingUnits(headroom=headroom)
+        return QueueingUnits(headroom=headroom, tables=tables or {})
     raise SpecError(f"estimator {name}: unknown; one of {', '.join(ESTIMATORS)}")
 
 
