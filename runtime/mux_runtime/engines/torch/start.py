@@ -67,7 +67,8 @@ class TorchStart:
     def max_model_len(self) -> int:
         own, wanted = self.config.geometry.max_model_len, self.settings.max_model_len
         if wanted is not None and not 1 < wanted <= own:
-            raise SpecError(f"maxModelLen is {wanted}; the checkpoint allows 2 to {own}")
+            raise UnsupportedModel(f"model.maxModelLen: {wanted}, the checkpoint allows 2 to {own}"
+                                   "; lower it or remove it")  # fmt: skip
         return wanted or own
 
     def describe(self) -> EngineDescription:
