@@ -70,6 +70,7 @@ class ScriptedHost:
         self.order, self.shape, self.description = order, shape, description
         self.lost = asyncio.Event()
         self.pid, self.ending = order.epoch, ""
+        self.stuck = ""
         self.seqs: dict[str, _Seq] = {}
         self.gate: asyncio.Event | None = None
         self.steps: list[Grant] = []
@@ -96,6 +97,8 @@ class ScriptedHost:
                   kv: KVHandoff | None = None, detach: bool = False) -> None:  # fmt: skip
         self._alive()
         assert rid not in self.seqs
+        if self.stuck == "add":
+            await asyncio.Event().wait()
         seq = _Seq(tokens=list(token_ids), sampling=sampling, prompt_len=prompt_len, detach=detach)
         if kv is not None:
             assert kv.num_tokens == len(token_ids) - 1
@@ -105,6 +108,8 @@ class ScriptedHost:
 
     async def abort(self, rid: str) -> KVHandoff | None:
         self._alive()
+        if self.stuck == "abort":
+            await asyncio.Event().wait()
         await asyncio.sleep(0)
         seq = self.seqs.pop(rid, None)
         if seq is None:

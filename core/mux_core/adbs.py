@@ -50,6 +50,7 @@ class PreemptWhy(StrEnum):
     """Why requests lose their rows."""
 
     OWN_GROWTH = "OwnGrowth"
+    ALL_STUCK = "AllStuck"
     QUOTA_RECLAIMED = "QuotaReclaimed"
 
 
@@ -76,7 +77,8 @@ class MemberLoad:
     `waiting`/`waiting_tokens`: requests, tokens still to prefill. `head_rows`: rows without which
     the next prefill step cannot do anything useful; `batch_rows`: rows that serve all waiting
     ones, up to the token budget. `decode_rows`: rows with which every decoding request takes its
-    next step. `running` counts requests that hold rows. Units are head units.
+    next step. `running` counts requests that hold rows. Units are head units; `leasable`: the most
+    it can get while free units lie in pieces too small for its runs.
     """
 
     model: str
@@ -96,6 +98,7 @@ class MemberLoad:
     floor: int = 0
     quota: int = 0
     used: int = 0
+    leasable: int | None = None
     priority: int = 0
 
 
@@ -195,6 +198,7 @@ class _Desk:
         self.turn = load.turn
         self.order = sorted(load.members, key=_by_priority)
         self.sms = limits.sm_percent - load.sm_in_use
+        self.in_flight = load.sm_in_use > 0
         self.free = load.free_units
         # What members lack to their floors: never lent to another.
         self.lacking = sum(m.floor - m.used for m in self.order if m.floor > m.used)
@@ -293,15 +297,21 @@ class _Desk:
         late = [m for m, rounds in starved.items() if rounds > self.limits.reclaim_rounds]
         if not late:
             return
-        over = [(m.used - m.quota, m.model) for m in self.order if m.used > m.quota]
-        if not over:
-            return
-        excess, victim = max(over)
         wanted = max(self.short[m] for m in late)
-        self.preempts.append(Preempt(model=victim, units=min(excess, wanted),
-                                     why=PreemptWhy.QUOTA_RECLAIMED))  # fmt: skip
+        over = [(m.used - m.quota, m.model) for m in self.order if m.used > m.quota]
+        if over:
+            excess, victim = max(over)
+            self._preempt(victim, min(excess, wanted), PreemptWhy.QUOTA_RECLAIMED)
+        elif not self.grants and not self.in_flight:
+            # Nobody is beyond its quota and nothing moves: the free units lie in pieces.
+            others = [(m.used, m.model) for m in self.order if m.running and m.model != late[0]]
+            if others:
+                self._preempt(max(others)[1], wanted, PreemptWhy.ALL_STUCK)
         for m in late:
             starved[m] = 0
+
+    def _preempt(self, victim: str, units: int, why: PreemptWhy) -> None:
+        self.preempts.append(Preempt(model=victim, units=units, why=why))
 
     def result(self) -> Round:
         turn = Turn(prefilled=frozenset(self.prefilled), decoded=frozenset(self.decoded),
@@ -315,7 +325,10 @@ class _Desk:
         used = m.used + self.taken.get(m.model, 0)
         own = m.floor - used if m.floor > used else 0
         spare = self.free - (self.lacking - own)
-        return max(0, min(m.quota - used, max(min(own, self.free), spare)))
+        allowed = min(m.quota - used, max(min(own, self.free), spare))
+        if m.leasable is not None:
+            allowed = min(allowed, m.leasable - self.taken.get(m.model, 0))
+        return max(0, allowed)
 
     def _prefill_rows(self, m: MemberLoad) -> int | None:
         """Rows for a prefill step that can do something; None (and held) if there are not."""
@@ -342,8 +355,7 @@ class _Desk:
             return rows
         self._hold_for_kv(m, Phase.DECODE, 1)
         if m.running > 1 and m.model not in {p.model for p in self.preempts}:
-            self.preempts.append(Preempt(model=m.model, units=m.row_units,
-                                         why=PreemptWhy.OWN_GROWTH))  # fmt: skip
+            self._preempt(m.model, m.row_units, PreemptWhy.OWN_GROWTH)
         return None
 
     def _grant_prefill(self, m: MemberLoad, rows: int) -> None:

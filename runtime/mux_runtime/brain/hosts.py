@@ -49,7 +49,11 @@ class HostProcess:
         return self.hello.result()
 
     async def describe(self) -> EngineDescription:
-        return await self.link.describe()
+        try:
+            async with asyncio.timeout(_HELLO_S):
+                return await self.link.describe()
+        except TimeoutError as error:
+            raise PeerError(f"host {self.name}: no answer after {_HELLO_S:.0f} s") from error
 
     async def open(self) -> EngineDescription:
         try:

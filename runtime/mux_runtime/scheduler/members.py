@@ -50,8 +50,9 @@ class Counters:
 class Member:
     """A member and all its requests. `crossing`: those whose rows wait for the decode host.
 
-    `held_since`: since when nothing of it ran for lack of KV. `lease_cap`: units it can get while
-    the free ones lie in pieces too small for it. `empty` is set while it has no request.
+    `held_since`: since when nothing of it ran for lack of KV. `lease_cap`: units it can get, the
+    free ones lying in pieces too small for it, until the count of frees changes. `empty` is set
+    while it has no request.
     """
 
     spec: MemberSpec
@@ -68,9 +69,8 @@ class Member:
     crossing: list[Request] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
     keepers: list[asyncio.Task[None]] = field(default_factory=list)
-    preempting: bool = False
     held_since: float | None = None
-    lease_cap: int | None = None
+    lease_cap: tuple[int, int] | None = None
     empty: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -100,6 +100,11 @@ class Member:
     def between(self) -> Owner:
         """Owner of rows on their way from one host to the other."""
         return Owner(self.model, 0)
+
+    @property
+    def is_giving_back(self) -> bool:
+        """Whether rows of its requests are on their way back already."""
+        return bool(self.prefill.aborts or self.decode.aborts)
 
     @property
     def max_model_len(self) -> int:
@@ -164,7 +169,12 @@ class Member:
         own = sum((request.length - 1) % block == 0 for request in decoding)
         return min(len(decoding), max(own, self.decode.starved_rows))
 
-    def load(self, limits: Limits, used: int) -> MemberLoad:
+    def _leasable(self, frees: int) -> int | None:
+        if self.lease_cap is None or self.lease_cap[0] != frees:
+            return None
+        return self.lease_cap[1]
+
+    def load(self, limits: Limits, used: int, frees: int = 0) -> MemberLoad:
         """This member's part of the snapshot of a round; `used` in units."""
         chosen, rows = self.batch(limits)
         decoding = len(self.decode.residents) + len(self.crossing)
@@ -183,7 +193,8 @@ class Member:
             running=self.running,
             row_units=self.geometry.row_units,
             floor=self.floor,
-            quota=self.quota if self.lease_cap is None else min(self.quota, used + self.lease_cap),
+            quota=self.quota,
             used=used,
+            leasable=self._leasable(frees),
             priority=self.spec.priority,
         )

@@ -100,7 +100,10 @@ class Rounds:
                     slot.happen(HostEvent.CALLED)
                     slot.call = self.spawn(self._clear(member, slot))
         live = [m for m in self.members.values() if m.card is not None]
-        loads = tuple(m.load(self.settings.limits, m.units_used(self.allocator)) for m in live)
+        loads = tuple(
+            m.load(self.settings.limits, m.units_used(self.allocator), self.rows.frees)
+            for m in live
+        )
         begun = time.perf_counter()
         outcome = adbs_round(
             UnitLoad(members=loads, free_units=self.memory.free_units,
@@ -150,7 +153,7 @@ class Rounds:
             rows -= 1
         if rows < decision.rows:
             # Free units lie in pieces; until something is freed, decide with what can be had.
-            member.lease_cap = rows * geometry.row_units
+            member.lease_cap = self.rows.frees, rows * geometry.row_units
             self.wake()
             return None
         return self.rows.lease(slot, geometry, rows)
@@ -184,19 +187,16 @@ class Rounds:
             self._sm_in_use -= percent
             self.step_seconds[slot.phase].observe(ended - begun)
             self.overlap.end(slot.phase, ended)
-            for other in self.members.values():
-                other.lease_cap = None
             self.wake()
 
     async def _clear(self, member: Member, slot: HostSlot) -> None:
         await self._stepper.clear(member, slot)
-        member.preempting = False
         self.wake()
 
     def _preempt(self, preempt: Preempt) -> None:
         """The youngest requests wait again until `units` are on their way back."""
         member = self.members[preempt.model]
-        if member.preempting:
+        if member.is_giving_back:
             return
         running = [r for s in member.slots.values() for r in s.residents.values()]
         running = sorted([*running, *member.crossing], key=lambda r: -r.order)
@@ -217,7 +217,6 @@ class Rounds:
             member.counters.preempted += 1
             member.enqueue(request)
         else:
-            member.preempting = True
             cancel(member, request, self.rows)
         self.wake()
 

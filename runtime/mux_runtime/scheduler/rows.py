@@ -8,11 +8,15 @@ from mux_runtime.kvpool.allocator import Allocator, Owner
 from mux_runtime.scheduler.hosts import HostSlot
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
-    """Every leased row of the unit. A broken rule is an InvariantError and changes nothing."""
+    """Every leased row of the unit. A broken rule is an InvariantError and changes nothing.
+
+    `frees` counts the times something became free: what could not be leased may now be.
+    """
 
     allocator: Allocator
+    frees: int = 0
     ledger: RowLedger = field(default_factory=RowLedger)
 
     def open(self, slot: HostSlot, geometry: KVGeometry) -> None:
@@ -23,6 +27,7 @@ class Rows:
         if slot.host is not None:
             self.ledger.close(slot.account)
         self.allocator.reclaim(slot.owner)
+        self.frees += 1
 
     def lease(self, slot: HostSlot, geometry: KVGeometry, rows: int) -> tuple[Row, ...]:
         return self.allocator.lease(slot.owner, geometry, rows) if rows else ()
@@ -34,6 +39,7 @@ class Rows:
         """Books a step; what it handed off is in transit, what it left is free."""
         free = self.ledger.settle(slot.account, result)
         self.allocator.free(free, geometry)
+        self.frees += bool(free)
         for handoff in result.handoffs.values():
             self.allocator.retag(handoff.rows, geometry, Owner(slot.model, 0))
 
@@ -49,6 +55,7 @@ class Rows:
     def abandon(self, handoff: KVHandoff) -> None:
         """Rows in transit that nobody will adopt are free."""
         self.allocator.free(self.ledger.abandon(handoff), handoff.geometry)
+        self.frees += 1
 
     def audit(self) -> None:
         self.allocator.audit()

@@ -37,9 +37,9 @@ class Stepper:
         host = slot.host
         assert host is not None
         try:
-            await self._add_newcomers(member, slot, host)
-            begun = self.clock()
             async with asyncio.timeout(self._patience(slot)):
+                await self._add_newcomers(member, slot, host)
+                begun = self.clock()
                 result = await host.step(grant)
             slot.pace_ms += 0.2 * ((self.clock() - begun) * 1000 - slot.pace_ms)
             self.rows.settle(slot, member.geometry, result)
@@ -54,12 +54,13 @@ class Stepper:
         host = slot.host
         assert host is not None
         try:
-            while slot.aborts:
-                handoff = await host.abort(slot.aborts[0])
-                if handoff is not None:
-                    self.rows.withdraw(slot, handoff)
-                self._return(member, slot, slot.aborts.pop(0))
-        except (PeerError, InvariantError) as error:
+            async with asyncio.timeout(self._patience(slot)):
+                while slot.aborts:
+                    handoff = await host.abort(slot.aborts[0])
+                    if handoff is not None:
+                        self.rows.withdraw(slot, handoff)
+                    self._return(member, slot, slot.aborts.pop(0))
+        except (PeerError, TimeoutError, InvariantError) as error:
             self._lose(slot, host, error)
             return
         slot.happen(HostEvent.ANSWERED)

@@ -189,7 +189,7 @@ class UnitScheduler:
             over = m.units_used(self.allocator) - m.quota
             if m.card is not None and over > 0 and m.running:
                 for request in sorted(m.requests, key=lambda r: -r.order)[:1]:
-                    if request not in m.queue and not m.preempting:
+                    if request not in m.queue and not m.is_giving_back:
                         self.rounds.take_back(m, request)
 
     def _opened(self, member: Member) -> None:
@@ -201,7 +201,6 @@ class UnitScheduler:
         self.rounds.wake()
 
     def _gone(self, member: Member, requests: list[Request]) -> None:
-        member.preempting = False
         for request in requests:
             if request.is_over:
                 free_handoff(request, self.rows)

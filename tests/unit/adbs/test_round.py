@@ -149,6 +149,21 @@ def test_a_borrower_beyond_its_quota_gives_back_after_the_bound() -> None:
     assert seen == [[], [], [], [("b", 4, PreemptWhy.QUOTA_RECLAIMED)], []]
 
 
+def test_when_nothing_moves_for_free_units_in_pieces_another_gives_way() -> None:
+    limits, turn = Limits(reclaim_rounds=1), Turn()
+    one = decoding("a", decode_rows=1, row_units=8, used=8, floor=40, quota=40, leasable=0)
+    other = decoding("b", decode_rows=1, row_units=4, used=12, floor=40, quota=40, leasable=0)
+    seen = []
+    for _ in range(3):
+        outcome = decide(one, other, free=20, turn=turn, limits=limits)
+        turn = outcome.turn
+        seen.append([(p.model, p.units, p.why) for p in outcome.preempts])
+    assert seen == [[], [("b", 8, PreemptWhy.ALL_STUCK)], []]
+    moving = decide(one, other, free=20, turn=Turn(starved={"a": 9, "b": 9}), limits=limits,
+                    sm_in_use=30)  # fmt: skip
+    assert moving.preempts == ()
+
+
 def test_a_borrower_beyond_its_quota_gets_no_lease() -> None:
     borrower = decoding("b", decoding=3, running=3, decode_rows=2, used=20, quota=12)
     (grant,) = decide(borrower, free=100).grants

@@ -49,7 +49,7 @@ async def test_a_request_that_ends_with_its_first_tokens(count: int) -> None:
     await box.scheduler.close()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(6), 1060])
 async def test_random_arrivals_and_cancels_on_three_members(seed: int) -> None:
     rng = random.Random(seed)
     box = unit(SHAPES, units=rng.choice([96, 160, 400]))
@@ -171,6 +171,23 @@ async def test_a_hung_step_counts_as_a_crash() -> None:
     await box.scheduler.close()
 
 
+@pytest.mark.parametrize("call", ["add", "abort"])
+async def test_a_host_that_hangs_in_any_call_is_replaced(call: str) -> None:
+    box = unit(hang_floor_s=0.05, hang_factor=1.0)
+    await start(box)
+    box.host("a", Phase.DECODE).stuck = call
+    stream = box.scheduler.submit(ask("r", count=300))
+    for _ in range(3):
+        await anext(stream)
+    await stream.aclose()
+    await box.idle()
+    slot = box.scheduler.members["a"].decode
+    await until(lambda: slot.restarts == 1 and slot.host is not None)
+    assert await collect(box, ask("s", count=4)) == expected((1, 2, 3), 4)
+    await box.idle()
+    await box.scheduler.close()
+
+
 async def test_a_member_whose_host_never_stays_up_fails_and_the_others_serve() -> None:
     box = unit({"a": geometry(), "b": geometry()}, tries=2)
     box.starter.broken["b"] = lambda: PeerError("no memory today")
@@ -241,6 +258,23 @@ async def test_who_runs_short_gets_idle_quota_at_once_not_at_the_next_regular_lo
     await collect(box, ask("b0", "b", [1], 3))
     async with asyncio.timeout(5):
         assert await collect(box, ask("a0", "a", [2], 100)) == expected([2], 100)
+    await box.scheduler.close()
+
+
+async def test_a_request_that_finishes_while_it_is_preempted_blocks_no_later_preemption() -> None:
+    box = unit()
+    box.starter.gated.add(("a", Phase.DECODE))
+    await start(box)
+    member, host = box.scheduler.members["a"], box.host("a", Phase.DECODE)
+    running = asyncio.create_task(collect(box, ask("r", count=2)))
+    await until(lambda: bool(host.steps))
+    box.scheduler.rounds.take_back(member, member.decode.residents["r"])
+    assert member.is_giving_back
+    assert host.gate is not None
+    host.gate.set()
+    assert await running == expected((1, 2, 3), 2)
+    await box.idle()
+    assert not member.is_giving_back
     await box.scheduler.close()
 
 
