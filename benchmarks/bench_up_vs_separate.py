@@ -6,13 +6,16 @@ The same open-loop requests (Poisson, seeded) go to both, skewed over the models
 of the whole memory. Separate: three `muxserve up`, each with a third of the memory and of the
 percent. On a CPU a percent bounds what the scheduler grants at once and throttles nothing: each
 separate server may use the cores that the others leave idle, so the baseline is favoured in
-compute; what is divided for good is memory. Goodput: requests per second whose whole answer came
+compute; what is divided for good is memory. Measure on a quiet machine: a unit that runs one step
+at a time gets one process's part of a busy one, three servers get three (the load average, ours
+included, is printed with each figure). Goodput: requests per second whose whole answer came
 within `--scale` times the time one such request takes alone (longest of 5, measured together).
 """
 
 import argparse
 import asyncio
 import contextlib
+import os
 import statistics
 import sys
 import tempfile
@@ -64,7 +67,8 @@ def main() -> None:
                         good = goodput(urls, settings, rate, repetition, limit_s)
                         found.setdefault((kind, rate), []).append(good)
                         print(f"  {repetition + 1} {kind:9} offered {rate:5.1f}/s: goodput "
-                              f"{good:5.2f}/s", flush=True)  # fmt: skip
+                              f"{good:5.2f}/s (load {os.getloadavg()[0]:.1f})",
+                              flush=True)  # fmt: skip
         summary(found, settings)
 
 
