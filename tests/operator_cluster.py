@@ -87,7 +87,7 @@ class Installed:
 
 
 @contextmanager
-def installed(cluster: Cluster, models: Path) -> Iterator[Installed]:
+def installed(cluster: Cluster, models: Path, *, operators: int = 1) -> Iterator[Installed]:
     """The chart in a fresh namespace, `models` on the claim `models`, one CPU pool."""
     name = f"mux-{secrets.token_hex(3)}"
     admin = cluster.kubectl()
@@ -98,7 +98,8 @@ def installed(cluster: Cluster, models: Path) -> Iterator[Installed]:
     admin.apply(volume(name, models))
     own.apply(claim(name))
     helm = cluster.helm(name)
-    helm("install", "mux", str(CHART), "--set", "image.tag=test", "--set", "operator.replicas=1")
+    helm("install", "mux", str(CHART), "--set", "image.tag=test", "--set",
+         f"operator.replicas={operators}")  # fmt: skip
     try:
         own.apply(pool_manifest(gpu={"static": [{"node": "node-0", "count": 1,
                                                  "memory": "1Gi"}]}))  # fmt: skip
