@@ -12,7 +12,7 @@ from typing import Final
 
 from mux_core.carriers import out_of_reach
 from mux_core.llm import Demand, Dtype, Llm, ModelGeometry
-from mux_core.placement import KvQuota, Member, Placement, Share, Unit
+from mux_core.placement import GpuNode, KvQuota, Member, Placement, Share, Unit
 from mux_core.planning import PlacementProblem, PlanningPolicy
 from mux_core.reasons import ConditionType, Reason
 from mux_core.snapshot import LlmObject, Observation, Snapshot, UnitRecord
@@ -139,7 +139,7 @@ def question(snapshot: Snapshot) -> Question:
         llms.append(_llm(item, resolved, snapshot, device=spec.device if spec else Device.CPU))
     inputs = PlacementProblem(
         now=snapshot.now,
-        nodes=tuple(sorted(seen.nodes, key=lambda node: node.name)),
+        nodes=usable_nodes(seen),
         llms=tuple(sorted(llms, key=lambda llm: llm.name)),
         policy=_policy(spec) if spec is not None else PlanningPolicy(),
         current=current_placement(seen, frozenset(known)),
@@ -161,6 +161,21 @@ def _revision(seen: Observation, inputs_hash: str) -> int:
     if newest is not None and newest.inputs_hash == inputs_hash:
         return newest.revision
     return next_revision(seen)
+
+
+def usable_nodes(seen: Observation) -> tuple[GpuNode, ...]:
+    """The inventory, with no more memory than running units were started with.
+
+    An arena does not grow while it is used: more memory per slot counts for units to come, and
+    on a node only once its units of before are gone.
+    """
+    started: dict[str, int] = {}
+    for record in seen.units:
+        node = record.group.node
+        started[node] = min(record.spec.memory_bytes, started.get(node, record.spec.memory_bytes))
+    limited = (replace(node, memory=Bytes(min(node.memory, started.get(node.name, node.memory))))
+               for node in seen.nodes)  # fmt: skip
+    return tuple(sorted(limited, key=lambda node: node.name))
 
 
 def current_placement(seen: Observation, planned: frozenset[ModelName]) -> Placement:

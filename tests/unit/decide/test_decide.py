@@ -22,7 +22,7 @@ from mux_core.reasons import Reason
 from mux_core.snapshot import LlmObject
 from mux_core.specs import ModelSource, PoolKey, Scheme
 from mux_core.status import Resolved
-from mux_core.units import MIB, UnitId
+from mux_core.units import MIB, Bytes, UnitId
 
 
 def kinds(actions: object) -> list[str]:
@@ -274,3 +274,18 @@ def test_an_orphan_without_a_record_is_stopped(world: World) -> None:
     stops = [a for a in world.settle() if isinstance(a, StopUnit | ForgetUnit)]
     assert [stop.unit for stop in stops][:1] == ["default-r9-u0"]
     assert LabelUnit is not PublishRoutes
+
+
+def test_memory_added_to_a_slot_counts_once_its_unit_is_gone(world: World) -> None:
+    world.add(llm("a"))
+    world.settle()
+    before = world.seen.units
+    (node,) = world.seen.nodes
+    world.seen = replace(world.seen, nodes=(replace(node, memory=Bytes(128 * MIB)),))
+    assert world.settle() == ()
+    assert world.seen.units == before
+    del world.llms["a"]
+    world.settle()
+    world.add(llm("b"))
+    world.settle()
+    assert world.seen.units[0].spec.memory_bytes == 128 * MIB
