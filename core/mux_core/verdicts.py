@@ -43,7 +43,7 @@ from mux_core.status import (
     Truth,
 )
 from mux_core.targets import ports, targets
-from mux_core.units import Bytes, ModelName, Percent, UnitId
+from mux_core.units import Bytes, ModelName, Percent, UnitId, format_bytes
 from mux_core.unitspec import Device, MemberSpec
 
 RATE_EVERY_S: Final = 30.0
@@ -214,8 +214,20 @@ def _placed(view: _View) -> Condition:
             _C.PLACED, reason, refusal.message, permanent=reason is _R.DOES_NOT_FIT
         )
     if view.places:
-        return _yes(_C.PLACED, _R.EXCLUSIVE if spec.sharing.exclusive else _R.SHARED)
+        reason = _R.EXCLUSIVE if spec.sharing.exclusive else _R.SHARED
+        return _yes(_C.PLACED, reason, _short_of_request(view))
     return _barred(view) or _unplaced(view)
+
+
+def _short_of_request(view: _View) -> str:
+    """Said of a running model whose group cannot guarantee the KV that its spec now asks for."""
+    assert view.item.spec is not None
+    asked = view.item.spec.sharing.kv_request
+    least = min(member.kv_guaranteed_bytes * member.tensor for _, member in view.places)
+    if asked <= least:
+        return ""
+    return (f"sharing.kvCache.request: {format_bytes(asked)} does not fit beside the others; "
+            f"{format_bytes(least)} is guaranteed; lower it or remove a model")  # fmt: skip
 
 
 def _unplaced(view: _View) -> Condition:

@@ -88,7 +88,9 @@ class Progress:
 def describe(name: str, status: LlmStatus, ready: Condition) -> str:
     """`llama-tiny: Serving in default-r1-u0`, or the reason why not yet."""
     if ready.holds:
-        return f"{name}: serving as {status.served_name!r} in {status.unit or 'no unit'}"
+        placed = status.condition(ConditionType.PLACED)
+        but = f", but {placed.message}" if placed is not None and placed.message else ""
+        return f"{name}: serving as {status.served_name!r} in {status.unit or 'no unit'}{but}"
     permanent = " (permanent)" if ready.permanent else ""
     message = f": {ready.message}" if ready.message else ""
     return f"{name}: {ready.reason}{permanent}{message}"
