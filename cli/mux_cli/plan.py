@@ -3,10 +3,11 @@
 import argparse
 import json
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from rich.console import Console
@@ -141,28 +142,50 @@ def search(
     """(best plan, was it stopped): by the deadline or Ctrl-C, which keeps the best so far."""
     started = time.monotonic()
     best: Plan | None = None
-    progress = Console(stderr=True)
-    shown = QUIET_S
-    try:
-        for best in planner.search(problem):
-            spent = time.monotonic() - started
-            if spent > shown:
-                shown = spent + QUIET_S
-                found = best.prediction
-                progress.print(
-                    f"{spent:.0f} s: {found.gpus_used} GPUs, {found.goodput:.2f} "
-                    "requests/s; Ctrl-C takes this",
-                    highlight=False,
-                )
-            if deadline is not None and spent > deadline:
-                return best, True
-    except KeyboardInterrupt:
-        if best is None:
-            raise
-        progress.print("interrupted: the best plan so far")
-        return best, True
+    with _Progress() as progress:
+        try:
+            for best in planner.search(problem):
+                progress.found = best
+                if deadline is not None and time.monotonic() - started > deadline:
+                    return best, True
+        except KeyboardInterrupt:
+            if best is None:
+                raise
+            return best, True
     assert best is not None
     return best, False
+
+
+class _Progress:
+    """Says on standard error how far a search is that takes longer than `QUIET_S`."""
+
+    def __init__(self) -> None:
+        self.found: Plan | None = None
+        self._done = threading.Event()
+        self._teller = threading.Thread(target=self._tell, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._teller.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._teller.join()
+
+    def _tell(self) -> None:
+        started = time.monotonic()
+        while not self._done.wait(QUIET_S):
+            spent = time.monotonic() - started
+            if self.found is None:
+                print(f"{spent:.0f} s: packing", file=sys.stderr, flush=True)
+                continue
+            outcome = self.found.prediction
+            print(
+                f"{spent:.0f} s: {outcome.gpus_used} GPUs, {outcome.goodput:.2f} requests/s; "
+                "Ctrl-C takes this",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -59,7 +59,7 @@ class DefaultPlanner:
     _memory: dict[tuple[object, ...], Oracle] = field(default_factory=dict, repr=False)
 
     def search(self, problem: PlacementProblem) -> Iterator[Plan]:
-        """Better and better plans; the last one is final."""
+        """Plans, none worse than the one before, one per step; the last one is final."""
         yield from self._run(problem).plans()
 
     def frontier(self, problem: PlacementProblem) -> Iterator[tuple[float, Prediction]]:
@@ -115,10 +115,11 @@ class _Run:
         for packing in packings:
             state = (packing.gpus, round(sum(packing.unserved.values()), 6))
             pending = packing
-            if state != known:
+            if last is None or state != known:
                 known = state
                 last, pending = (packing, self.plan(packing)), None
-                yield last[1]
+            # Also without news: whoever owns the clock may want to stop here.
+            yield last[1]
         if pending is not None:
             last = (pending, self.plan(pending))
         if last is not None:
