@@ -60,6 +60,10 @@ def test_kv_priority_and_slo_follow_the_file_without_a_new_process(
     assert hosts(server) == before
     assert server.served() == {"one", "two"}
 
+    rewrite(server, "one", tiny, "sharing: {kvCache: {request: 900Mi}}")
+    wait_until(lambda: server.said("sharing.kvCache.request: 900.0 MiB does not fit"))
+    assert server.served() == {"one", "two"}
+
     rewrite(server, "one", tiny)
     wait_until(lambda: kv(server, "one")["limit"] > 128 * MIB)
     assert hosts(server) == before
