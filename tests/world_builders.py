@@ -90,12 +90,13 @@ def slots(count: int, memory: int = 2 * GIB, node: str = "node-0") -> GpuNode:
 
 @dataclass
 class World:
-    """What is. `weights` in bytes and `broken` (reason, message) are the checkpoints' by model."""
+    """What is. `weights` in bytes, `shapes` and `broken` (reason, message): of checkpoints."""
 
     pool: PoolObject | None = field(default_factory=a_pool)
     llms: dict[str, LlmObject] = field(default_factory=dict)
     nodes: tuple[GpuNode, ...] = (slots(1),)
     weights: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, ModelGeometry] = field(default_factory=dict)
     broken: dict[str, tuple[str, str]] = field(default_factory=dict)
     records: dict[str, UnitRecord] = field(default_factory=dict)
     carriers: dict[tuple[str, int], Carrier] = field(default_factory=dict)
@@ -208,7 +209,8 @@ class World:
             reason, message = self.broken[name]
             return Resolved(source=spec.source.key, error_reason=reason, message=message)
         weight = Bytes(self.weights.get(name, 256 * MIB))
-        return Resolved(source=spec.source.key, geometry=shape(), weight_bytes=weight)
+        geometry = self.shapes.get(name) or shape()
+        return Resolved(source=spec.source.key, geometry=geometry, weight_bytes=weight)
 
     def report(self, told: StatusReport) -> None:
         self.told = told

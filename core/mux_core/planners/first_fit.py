@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from mux_core.engine import kv_geometry
+from mux_core.errors import SpecError
 from mux_core.llm import Llm
 from mux_core.placement import (
     GpuGroup,
@@ -37,6 +38,8 @@ FLOOR_TOKENS: Final = 2048
 """KV floor of a model that asks for none: room for one such sequence, or its longest."""
 SHARED_DECODE: Final = Percent(50)
 """Decode keeps its speed on half of the SMs (MuxServe, figure 4); two may then overlap."""
+_NO_FLOOR: Final = (SpecError, ArithmeticError, ValueError)
+"""A geometry without a KV layout; it must cost its own model the place, not the pool its plan."""
 
 
 class FirstFit:
@@ -120,7 +123,10 @@ class _Packing:
     def _follow(self, llm: Llm, unit: Unit) -> None:
         """Brings share and KV floor of a running member to what its spec now says, if it fits."""
         member = next(m for m in unit.members if m.model == llm.name)
-        floor = kv_floor(llm, tensor=member.tensor) * member.tensor
+        try:
+            floor = kv_floor(llm, tensor=member.tensor) * member.tensor
+        except _NO_FLOOR:
+            floor = member.kv.guaranteed
         if floor - member.kv.guaranteed > self._free(unit) * member.tensor:
             floor = member.kv.guaranteed
         quota = KvQuota(guaranteed=Bytes(floor), limit=Bytes(max(floor, member.kv.limit)))
@@ -152,7 +158,13 @@ class _Packing:
         )  # fmt: skip
 
     def _place(self, llm: Llm, replica: int) -> bool:
-        needs = [self._need(llm, tensor) for tensor in self._tensors(llm)]
+        try:
+            needs = [self._need(llm, tensor) for tensor in self._tensors(llm)]
+        except _NO_FLOOR as error:
+            self._unplaced.append(Unplaced(
+                model=llm.name, reason=PlanReason.DOES_NOT_FIT,
+                message=f"LLM {llm.name}: its KV cannot be laid out: {error}"))  # fmt: skip
+            return False
         for need in needs:
             unit = self._running_with_room(llm, need)
             if unit is not None:
@@ -193,8 +205,8 @@ class _Packing:
     def _free(self, unit: Unit) -> int:
         """Bytes of each GPU not taken by weights and KV floors."""
         memory = self._nodes[unit.group.node].memory
-        taken = (self._need(self._llms[m.model], m.tensor).weights +
-                 m.kv.guaranteed // m.tensor for m in unit.members)  # fmt: skip
+        taken = (_weights(self._llms[m.model], tensor=m.tensor) + m.kv.guaranteed // m.tensor
+                 for m in unit.members)  # fmt: skip
         return memory - sum(taken)
 
     def _load(self, unit: Unit) -> float:
