@@ -72,10 +72,14 @@ def duration(*, doc: str = "", default: str | None = None) -> Schema:
 
 
 def quantity(*, doc: str = "", pattern: str = QUANTITY, default: str | None = None) -> Schema:
-    """A number with an optional suffix; whole numbers may be written without quotes."""
+    """A number from 0 with an optional suffix; whole numbers may be written without quotes.
+
+    `minimum` judges the numbers, `pattern` the texts: each passes over the other's form.
+    """
     schema: Schema = {
         "x-kubernetes-int-or-string": True,
         "anyOf": [{"type": "integer"}, {"type": "string"}],
+        "minimum": 0,
         "maxLength": 32,
         "pattern": pattern,
     }
