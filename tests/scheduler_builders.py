@@ -5,6 +5,7 @@ recomputed rightly. It takes rows from its lease only, owns what it says, and di
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +106,18 @@ class ScriptedHost:
             seq.rows, seq.written = list(kv.rows), kv.num_tokens
         self.seqs[rid] = seq
         await asyncio.sleep(0)
+
+    async def stepping(self, count: int) -> None:
+        """Until so many steps have begun."""
+        async with asyncio.timeout(5):
+            while len(self.steps) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+    def let_one_pass(self) -> None:
+        """Ends the step that waits at the gate and leaves the gate closed for the next."""
+        assert self.gate is not None
+        passed, self.gate = self.gate, asyncio.Event()
+        passed.set()
 
     async def abort(self, rid: str) -> KVHandoff | None:
         self._alive()
@@ -240,12 +253,13 @@ def spec(model: str, **changes: Any) -> MemberSpec:
 
 
 def unit(
-    models: dict[str, KVGeometry] | None = None, *, units: int = 512, **settings: Any
-) -> ToyScheduler:
+    models: dict[str, KVGeometry] | None = None, *, units: int = 512,
+    clock: Callable[[], float] = time.monotonic, **settings: Any,
+) -> ToyScheduler:  # fmt: skip
     starter = ScriptedStarter(models or {"a": geometry()})
     allocator = ReferenceAllocator(units)
     scheduler = UnitScheduler(
-        allocator=allocator, starter=starter, unit_bytes=256,
+        allocator=allocator, starter=starter, unit_bytes=256, clock=clock,
         settings=Settings(**{"backoff_s": 0.001, "adapt_after_hold_s": 0.001,
                              "urgent_after_s": 0.02, "reclaim_after_s": 0.02,
                              "audit_every_s": 0.0} | settings),

@@ -159,8 +159,33 @@ class UnitCollector(Collector):
             waiting.add_metric(labels, len(m.queue))
             usage.add_metric(labels, used / m.quota if m.quota else 0.0)
             preempted.add_metric(labels, m.counters.preempted)
-        yield from (running, waiting, usage, preempted)
+        yield from (running, waiting, usage, preempted, self._cache_config())
+        yield from self._request_times()
         yield from self._vllm_absent()
+
+    def _cache_config(self) -> Metric:
+        """Here the block count moves: it is what the model may hold now, as is the usage's base."""
+        info = GaugeMetricFamily("vllm:cache_config_info",
+                                 "Tokens per KV block, and blocks the model may hold now.",
+                                 labels=(*_MU, "block_size", "num_gpu_blocks"))  # fmt: skip
+        for m, labels in self._each():
+            if m.card is not None:
+                geometry = m.geometry
+                blocks = m.quota // geometry.row_units
+                info.add_metric((*labels, str(geometry.block_tokens), str(blocks)), 1)
+        return info
+
+    def _request_times(self) -> Iterable[Metric]:
+        """Where the time of finished requests went, as the scheduler saw it."""
+        for stage, what in (("queue", "Arrival at the scheduler to first grant."),
+                            ("prefill", "First grant to first token."),
+                            ("decode", "First to last token.")):  # fmt: skip
+            family = HistogramMetricFamily(f"vllm:request_{stage}_time_seconds", what, labels=_MU)
+            for m, labels in self._each():
+                seen = {"queue": m.counters.queued, "prefill": m.counters.prefilled,
+                        "decode": m.counters.decoded}[stage]  # fmt: skip
+                family.add_metric(labels, seen.buckets(), seen.total)
+            yield family
 
     def _vllm_absent(self) -> Iterable[Metric]:
         """What vLLM counts and no engine here does yet: 0, so that ratios find a series."""

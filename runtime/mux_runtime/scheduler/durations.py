@@ -27,9 +27,10 @@ class Durations:
         self.total += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Upper edge and how many were at most that long."""
+        """Upper edge, written as prometheus_client does (`1.0`), and how many were at most that
+        long."""
         running, out = 0, []
-        names = (*(f"{edge:g}" for edge in self._edges), "+Inf")
+        names = (*(str(float(f"{edge:g}")) for edge in self._edges), "+Inf")
         for name, count in zip(names, self._counts, strict=True):
             running += count
             out.append((name, float(running)))

@@ -12,13 +12,20 @@ from mux_core.reasons import Reason
 from mux_core.unitspec import MemberSpec
 from mux_runtime.engines.host import EngineDescription
 from mux_runtime.kvpool.allocator import Allocator, Owner
+from mux_runtime.openai import buckets
+from mux_runtime.scheduler.durations import Durations
 from mux_runtime.scheduler.hosts import HostSlot
 from mux_runtime.scheduler.requests import Request
 
 
+def _request_time() -> Durations:
+    return Durations(buckets.REQUEST)
+
+
 @dataclass(slots=True, kw_only=True)
 class Counters:
-    """Since this process started."""
+    """Since this process started. `queued`, `prefilled`, `decoded`: of the finished requests, the
+    time to the first grant, from there to the first token, from there to the last one."""
 
     arrivals: int = 0
     finished: int = 0
@@ -32,6 +39,9 @@ class Counters:
     ttft_count: int = 0
     tpot_s: float = 0.0
     tpot_count: int = 0
+    queued: Durations = field(default_factory=_request_time)
+    prefilled: Durations = field(default_factory=_request_time)
+    decoded: Durations = field(default_factory=_request_time)
     grants: dict[Phase, int] = field(default_factory=lambda: dict.fromkeys(Phase, 0))
 
     def count_finished(self, request: Request) -> None:
@@ -40,6 +50,9 @@ class Counters:
         self.generated_tokens += len(request.emitted)
         self.ttft_s += request.first_token - request.arrived
         self.ttft_count += 1
+        self.queued.observe(request.granted - request.arrived)
+        self.prefilled.observe(request.first_token - request.granted)
+        self.decoded.observe(request.last_token - request.first_token)
         if len(request.emitted) > 1:
             span = request.last_token - request.first_token
             self.tpot_s += span / (len(request.emitted) - 1)

@@ -16,6 +16,7 @@ class Request:
 
     `order` is its place in its member's queue, kept when it is set back. `computed`: tokens of
     this stay on the prefill host whose KV is written. `handoff` holds its rows between hosts.
+    `granted`: when a step was first granted to it.
     """
 
     asked: GenerationRequest
@@ -26,6 +27,7 @@ class Request:
     handoff: KVHandoff | None = None
     computed: int = 0
     crashes: int = 0
+    granted: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
     outputs: asyncio.Queue[Output | BaseException] = field(default_factory=asyncio.Queue)
@@ -49,6 +51,11 @@ class Request:
 
     def step(self, event: RequestEvent) -> None:
         self.state = advance(REQUEST, self.state, event, role=f"request {self.rid}")
+
+    def admit(self, now: float) -> None:
+        """Its turn came: a step with it is granted. Set back later, its first grant stands."""
+        self.step(RequestEvent.ADMITTED)
+        self.granted = self.granted or now
 
     def emit(self, output: Output, now: float) -> None:
         """Takes new tokens: they stand, whatever becomes of the hosts."""

@@ -174,7 +174,7 @@ class Rounds:
                 return
             if request.rid not in slot.residents:
                 member.queue.remove(request)
-                request.step(RequestEvent.ADMITTED)
+                request.admit(self._clock())
                 slot.residents[request.rid] = slot.newcomers[request.rid] = request
 
     async def _step(self, member: Member, slot: HostSlot, grant: Grant, percent: int) -> None:

@@ -34,17 +34,18 @@ class UnitScheduler:
 
     def __init__(self, *, allocator: Allocator, starter: HostStarter, unit_bytes: int,
                  settings: Settings | None = None,
-                 on_reserved: Callable[[Sequence[Span]], None] | None = None) -> None:  # fmt: skip
+                 on_reserved: Callable[[Sequence[Span]], None] | None = None,
+                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
         self.allocator = allocator
         self.settings = settings or Settings()
         self.members: dict[str, Member] = {}
         self.memory = UnitMemory(allocator=allocator, unit_bytes=unit_bytes)
         self.rows = Rows(allocator)
         self.rounds = Rounds(members=self.members, memory=self.memory, rows=self.rows,
-                             settings=self.settings, clock=time.monotonic)  # fmt: skip
+                             settings=self.settings, clock=clock)  # fmt: skip
         self._on_reserved = on_reserved
         self._starter = starter
-        self._clock = time.monotonic
+        self._clock = clock
         self._orders = 0
         self._epochs = 0
         self._keeper = HostKeeper(

@@ -14,8 +14,10 @@ from mux_runtime.brain.control import Bell, UnitControl
 from mux_runtime.brain.members import UnitMembers, check_floors, check_member
 from mux_runtime.brain.report import unit_status
 from mux_runtime.control import control_pb2 as pb
+from mux_runtime.front.metrics import model_exposition
 from mux_runtime.metrics import UnitCollector
 from mux_runtime.nvml import NvmlReason, NvmlUnavailable, open_nvml
+from mux_runtime.openai import buckets
 from scheduler_builders import ToyScheduler, ask, collect, geometry, spec, unit
 from unit_tree_builders import member, unit_spec
 
@@ -174,6 +176,7 @@ async def test_series_carry_the_labels_of_their_table(tmp_path: Path) -> None:
         "vllm:kv_cache_usage_perc": model_labels,
         "vllm:prefix_cache_queries": model_labels,
         "vllm:prefix_cache_hits": model_labels,
+        "vllm:cache_config_info": model_labels | {"block_size", "num_gpu_blocks"},
     }
     for name, labels in expected.items():
         assert {frozenset(s.labels) for s in families[name].samples} == {frozenset(labels)}, name
@@ -181,6 +184,35 @@ async def test_series_carry_the_labels_of_their_table(tmp_path: Path) -> None:
               for s in families["muxserve_unit_grants"].samples}  # fmt: skip
     assert grants == {("a", "prefill"): 1, ("a", "decode"): 7, ("b", "prefill"): 0,
                       ("b", "decode"): 0}  # fmt: skip
+    await box.scheduler.close()
+
+
+async def test_request_times_and_the_cache_s_size_stand_on_the_model_s_own_port(
+    tmp_path: Path,
+) -> None:
+    box = unit({"a": geometry(), "b": geometry(3, 2)})
+    members = brain(box, tmp_path, "a", "b")
+    await box.serving("a", "b")
+    await collect(box, ask("r"))
+    registry = CollectorRegistry()
+    registry.register(UnitCollector(members))
+    text = model_exposition(registry, "a").decode()
+    families = {f.name: f for f in text_string_to_metric_families(text)}
+    for stage in ("queue", "prefill", "decode"):
+        name = f"vllm:request_{stage}_time_seconds"
+        samples = families[name].samples
+        assert families[name].type == "histogram"
+        edges = [s.labels["le"] for s in samples if s.name == f"{name}_bucket"]
+        assert edges == [*(str(edge) for edge in buckets.REQUEST), "+Inf"]
+        assert [s.value for s in samples if s.name == f"{name}_count"] == [1]
+    (info,) = families["vllm:cache_config_info"].samples
+    a = box.scheduler.members["a"]
+    assert info.value == 1
+    assert info.labels == {
+        "model_name": "a-served", "block_size": str(geometry().block_tokens),
+        "num_gpu_blocks": str(a.quota // geometry().row_units),
+    }  # fmt: skip
+    assert int(info.labels["num_gpu_blocks"]) > 0
     await box.scheduler.close()
 
 
