@@ -102,7 +102,7 @@ def read_tensors(folder: Path) -> CheckpointTensors:
         for name, entry in header.items():
             if name != "__metadata__":
                 tensors[name] = _tensor(path, name, entry, start, size)
-        _check_end(path, tensors, start, size)
+        _check_layout(path, tensors, start, size)
     _check_index(folder, tensors)
     return CheckpointTensors(tensors=tensors, digest=digest.hexdigest())
 
@@ -180,8 +180,17 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorF
     )
 
 
-def _check_end(path: Path, tensors: Mapping[str, TensorFile], start: int, size: int) -> None:
-    end = max((t.offset + t.nbytes for t in tensors.values() if t.path == path), default=start)
+def _check_layout(path: Path, tensors: Mapping[str, TensorFile], start: int, size: int) -> None:
+    """A shard's tensors follow one another without overlap or hole, up to its end."""
+    own = {name: t for name, t in tensors.items() if t.path == path}
+    end, before = start, "the header"
+    for name, t in sorted(own.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if t.offset != end:
+            fault = (f"overlaps {before}, which ends at" if t.offset < end
+                     else f"leaves a hole after {before}, which ends at")  # fmt: skip
+            raise CorruptCheckpoint(f"{path}: tensor {name} from byte {t.offset} {fault} byte "
+                                    f"{end}; the file is damaged, copy it again")  # fmt: skip
+        end, before = end + t.nbytes, f"tensor {name}"
     if end != size:
         raise CorruptCheckpoint(f"{path}: its tensors end at byte {end}, the file at {size}; "
                                 "copy it again")  # fmt: skip

@@ -125,6 +125,28 @@ def resave(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return damage
 
 
+def shift(name: str, by: int) -> Callable[[Path], None]:
+    """Lets a tensor of an otherwise whole file begin and end `by` bytes later."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        data = path.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        header[name]["data_offsets"] = [x + by for x in header[name]["data_offsets"]]
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+    return damage
+
+
+def in_file_order(folder: Path) -> list[str]:
+    data = (folder / "model.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header.pop("__metadata__", None)
+    return sorted(header, key=lambda name: header[name]["data_offsets"][0])
+
+
 NORM = "model.norm.weight"
 
 
@@ -160,6 +182,34 @@ def test_damage_is_told_with_the_file(
     assert found.reason is reason, found.message
     assert named in found.message
     assert str(tmp_path) in found.message or "config.json" in found.message
+
+
+@pytest.mark.parametrize(
+    ("by", "fault"),
+    [
+        pytest.param(-4, "overlaps tensor {}, which ends at byte", id="overlap"),
+        pytest.param(4, "leaves a hole after tensor {}, which ends at byte", id="hole"),
+    ],
+)
+def test_tensors_that_do_not_follow_one_another_are_both_named(
+    tmp_path: Path, by: int, fault: str
+) -> None:
+    first, second, *_ = in_file_order(write(tmp_path))
+    shift(second, by)(tmp_path)
+    found = inspect(tmp_path)
+    assert isinstance(found, Unresolved)
+    assert found.reason is Reason.CORRUPT_CHECKPOINT
+    assert f"tensor {second} from byte" in found.message
+    assert fault.format(first) in found.message
+
+
+def test_a_hole_before_the_first_tensor_is_found(tmp_path: Path) -> None:
+    first, *_ = in_file_order(write(tmp_path))
+    shift(first, 4)(tmp_path)
+    found = inspect(tmp_path)
+    assert isinstance(found, Unresolved)
+    assert f"tensor {first} from byte" in found.message
+    assert "leaves a hole after the header" in found.message
 
 
 @pytest.mark.parametrize(
