@@ -70,6 +70,8 @@ def inspect(folder: Path) -> ResolvedModel | Unresolved:
 
 
 def _resolve(folder: Path) -> ResolvedModel:
+    if folder.is_file():
+        raise CheckpointMissing(f"{folder}: is a file; name its folder")
     if not folder.is_dir():
         raise CheckpointMissing(f"{folder}: no such folder; check the model's uri")
     config = read_model_config(folder)

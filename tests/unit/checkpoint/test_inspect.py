@@ -212,6 +212,14 @@ def test_a_hole_before_the_first_tensor_is_found(tmp_path: Path) -> None:
     assert "leaves a hole after the header" in found.message
 
 
+def test_a_file_in_place_of_the_folder_is_told(tmp_path: Path) -> None:
+    file = write(tmp_path) / "model.safetensors"
+    found = inspect(file)
+    assert found == Unresolved(
+        reason=Reason.NOT_FOUND, message=f"{file}: is a file; name its folder"
+    )
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
