@@ -26,8 +26,9 @@ check: setup ## format, lint, types, layers, generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@out="$$($(BIN)/lint-imports --no-logo 2>&1)" || { echo "$$out"; exit 1; }
 	@$(BIN)/python -m mux_operator.schema --check
+	@$(BIN)/python tools/generate_stubs.py --check
 
 test: setup tools check ## everything that CI runs: checks, unit and integration suites
 	@$(BIN)/pytest -q tests/unit
@@ -41,6 +42,7 @@ build: setup ## wheels into dist/
 
 generate: setup ## write the generated files again: CRDs, gRPC stubs
 	@$(BIN)/python -m mux_operator.schema --write
+	@$(BIN)/python tools/generate_stubs.py
 
 demo: setup ## three tiny models on this machine's CPU behind one endpoint (ARGS=--exit ends by itself)
 	@$(BIN)/python -m mux_cli.demo $(ARGS)
