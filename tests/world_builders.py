@@ -50,6 +50,7 @@ from mux_core.specs import LlmSpec, ModelSource, PoolKey, PoolSpec, Scheme
 from mux_core.status import Condition, LlmStatus, MeasuredDemand, Resolved, StatusReport
 from mux_core.units import GIB, MIB, Bytes, ModelName, NodeName, UnitId
 from mux_core.unitspec import Device
+from mux_core.unread import with_unread
 from mux_core.verdicts import Outcome, statuses
 
 KEY = PoolKey(namespace="models", name="pool")
@@ -143,7 +144,7 @@ class World:
 
     def snapshot(self, *, order: random.Random | None = None) -> Snapshot:
         return Snapshot(
-            seen=self.observation(order=order), reports=dict(self.reports),
+            seen=with_unread(self.observation(order=order)), reports=dict(self.reports),
             demand=dict(self.demand), has_table=dict(self.has_table),
             not_before=dict(self.not_before), refused=dict(self.refused),
         )  # fmt: skip

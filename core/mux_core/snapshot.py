@@ -37,7 +37,8 @@ class PoolObject:
 class LlmObject:
     """An LLMDeployment as it is.
 
-    `spec` is None when the manifest cannot be read (`spec_error` says why). `path` is the
+    `spec` is None when the manifest cannot be read (`spec_error` says why); with a `spec_error`
+    it is the last one known, and `pool` is what the manifest seems to name. `path` is the
     checkpoint folder as a unit of this door sees it, empty when this door cannot reach the
     source (`source_error`: why and the fix). `created_at` decides who keeps a contested name.
     """
@@ -50,6 +51,7 @@ class LlmObject:
     spec_error: str = ""
     path: str = ""
     source_error: str = ""
+    pool: str = ""
     status: LlmStatus = field(default_factory=LlmStatus)
 
 

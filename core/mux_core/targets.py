@@ -105,10 +105,12 @@ def _member_spec(
     written: UnitRecord | None,
     port_of: Mapping[ModelName, int],
 ) -> MemberSpec:
-    """The member as its LLMDeployment says; its checkpoint as last read well."""
+    """The member as its LLMDeployment says, if it can be read; its checkpoint as last read well."""
     spec = item.spec
     assert spec is not None
     before = written.spec.member(member.model) if written is not None else None
+    if before is not None and item.spec_error:
+        return before
     result = MemberSpec(
         model=member.model, served_name=spec.served_name, path=item.path,
         port=port_of.get(member.model, 0), replica=member.replica, tensor=member.tensor,

@@ -35,6 +35,8 @@ Object = Mapping[str, Any]
 
 CPU_SLOT: Bytes = Bytes(2 * GIB)
 """Memory of a CPU slot that states none."""
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What parsing raises on a document that no schema of ours has judged."""
 _GPU_SHARE = 0.9
 """Of a GPU's memory, what weights and KV may take; the rest is context and activations."""
 
@@ -51,16 +53,20 @@ def owned_by(item: Object, uid: str) -> bool:
 
 def pool_named(item: Object) -> str:
     """The pool an LLMDeployment names; cheap, for every event asks it."""
-    reference = item["spec"].get("poolRef") or {}
-    return str(reference.get("name", "default"))
+    spec = item.get("spec")
+    reference = spec.get("poolRef") if isinstance(spec, Mapping) else None
+    return str(reference.get("name", "default")) if isinstance(reference, Mapping) else "default"
 
 
 def llm_object(item: Object) -> LlmObject:
     metadata = item["metadata"]
     try:
         spec, error = parse_llm(item), ""
-    except (SpecError, KeyError, TypeError, ValueError) as problem:
+    except SpecError as problem:
         spec, error = None, str(problem)
+    except _UNREADABLE as problem:
+        spec, error = None, (f"spec: cannot be read ({type(problem).__name__}: {problem}); apply "
+                             "the manifest again")  # fmt: skip
     path = source_error = ""
     if spec is not None and spec.source.scheme is Scheme.PVC:
         path = names.model_folder(spec.source.claim or "", spec.source.folder)
@@ -70,7 +76,8 @@ def llm_object(item: Object) -> LlmObject:
     return LlmObject(
         name=ModelName(metadata["name"]), uid=metadata["uid"], generation=metadata["generation"],
         spec=spec, created_at=seconds(metadata["creationTimestamp"]), spec_error=error, path=path,
-        source_error=source_error, status=read_llm_status(item.get("status") or {}),
+        source_error=source_error, pool=pool_named(item),
+        status=read_llm_status(item.get("status") or {}),
     )  # fmt: skip
 
 
@@ -78,7 +85,7 @@ def pool_object(key: PoolKey, item: Object) -> PoolObject:
     metadata = item["metadata"]
     try:
         spec, error = parse_pool(item), ""
-    except (SpecError, KeyError, TypeError, ValueError) as problem:
+    except (SpecError, *_UNREADABLE) as problem:
         spec, error = PoolSpec(), str(problem)
     return PoolObject(
         key=key, uid=metadata["uid"], generation=metadata["generation"], spec=spec,

@@ -35,6 +35,7 @@ from mux_core.snapshot import CarrierState, Observation, Snapshot, Subject, Unit
 from mux_core.specs import PoolKey
 from mux_core.status import MeasuredDemand
 from mux_core.units import ModelName, UnitId
+from mux_core.unread import with_unread
 from mux_core.verdicts import Outcome, statuses
 from mux_operator.control import Links
 from mux_operator.door import Cluster
@@ -168,7 +169,7 @@ class Reconciler:
         """One look at one pool; the actions it took."""
         memory = self._memory(key)
         with self._timed("1 observe"):
-            seen = await self._cluster.observe(key)
+            seen = with_unread(await self._cluster.observe(key))
         with self._timed("2 snapshot"):
             snapshot = self._snapshot(seen, memory)
         with self._timed("3 plan"):
