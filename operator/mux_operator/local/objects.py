@@ -58,24 +58,27 @@ class Objects:
     new_uid: Callable[[], str] = lambda: str(uuid.uuid4())
     by_key: dict[tuple[str, str, str], Object] = field(default_factory=dict)
     _files: dict[Path, tuple[Manifest, ...]] = field(default_factory=dict)
-    _refused: set[Path] = field(default_factory=set)
+    _refused: dict[Path, str] = field(default_factory=dict)
+    """Files that are wrong now -> their first problem."""
 
     def update(self, *, changed: Iterable[Path], gone: Iterable[Path] = ()) -> Outcome:
         """Takes over changed and removed files; files with a problem keep what they gave before."""
         files = {f: m for f, m in self._files.items() if f not in set(gone)}
         contents = [read_file(f) for f in sorted({*changed, *self._refused} - set(gone))]
         problems: list[Problem] = []
-        self._refused.clear()
+        refused, self._refused = self._refused, {}
         for content in contents:
             found = (*content.problems, *self._wrong_in(content, files))
             if found:
                 problems.extend(found)
-                self._refused.add(content.file)
+                self._refused[content.file] = str(found[0])
             else:
                 files[content.file] = content.manifests
         self._files = files
         notes = tuple(note for content in contents for note in content.notes)
-        return Outcome(problems=tuple(problems), notes=notes, changed=self._take())
+        said_anew = any(refused.get(f) != self._refused.get(f) for f in files)
+        changed_now = self._take() or said_anew
+        return Outcome(problems=tuple(problems), notes=notes, changed=changed_now)
 
     @property
     def namespace(self) -> str:
@@ -101,8 +104,9 @@ class Objects:
         return None
 
     def llms(self, namespace: str) -> tuple[LlmObject, ...]:
-        """The models of the namespace, by name."""
-        return tuple(_llm_object(o) for key, o in sorted(self.by_key.items())
+        """The models of the namespace, by name; of a file that is wrong now, as last read well."""
+        return tuple(_llm_object(o, wrong=self._refused.get(o.manifest.file, ""))
+                     for key, o in sorted(self.by_key.items())
                      if o.llm is not None and key[1] == namespace)  # fmt: skip
 
     def _wrong_in(
@@ -184,7 +188,7 @@ def _wrong_source(source: ModelSource) -> Iterable[str]:
                "whole path of the folder")  # fmt: skip
 
 
-def _llm_object(o: Object) -> LlmObject:
+def _llm_object(o: Object, *, wrong: str) -> LlmObject:
     assert o.llm is not None
     source, path, error = o.llm.source, "", ""
     if source.scheme is Scheme.FILE:
@@ -194,7 +198,8 @@ def _llm_object(o: Object) -> LlmObject:
                  "checkpoint and write file:///FOLDER")  # fmt: skip
     return LlmObject(
         name=ModelName(o.manifest.name), uid=o.uid, generation=o.generation, spec=o.llm,
-        created_at=o.created_at, path=path, source_error=error,
+        created_at=o.created_at, path=path, source_error=error, pool=o.llm.pool,
+        spec_error=f"{wrong}; what was read before stays" if wrong else "",
     )  # fmt: skip
 
 

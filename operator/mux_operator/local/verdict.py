@@ -16,8 +16,7 @@ FINAL_HERE: Final = frozenset({
     Reason.POOL_NOT_FOUND, Reason.NO_CAPACITY, Reason.DOES_NOT_FIT, Reason.TENANT_CONFLICT,
     Reason.NAME_CONFLICT, Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.UNSUPPORTED_SOURCE,
     Reason.UNSUPPORTED_MODEL, Reason.UNSUPPORTED_VERSION, Reason.CORRUPT_CHECKPOINT,
-    Reason.TOKENIZER_MISSING, Reason.INSPECTION_FAILED, Reason.INVALID_SPEC,
-    Reason.UNIT_REFUSED_SPEC,
+    Reason.TOKENIZER_MISSING, Reason.INSPECTION_FAILED, Reason.UNIT_REFUSED_SPEC,
 })  # fmt: skip
 
 
@@ -36,7 +35,10 @@ class Verdict:
 
 
 def judge(llms: Sequence[LlmObject]) -> Verdict:
-    """Sorts models by their last status; one of an older generation has to wait."""
+    """Sorts models by their last status; one of an older generation has to wait.
+
+    So has one whose file broke since it was read: a half-written edit must not end the server.
+    """
     serving, waiting, failed = [], [], []
     for llm in llms:
         ready = llm.status.condition(ConditionType.READY)
@@ -44,6 +46,8 @@ def judge(llms: Sequence[LlmObject]) -> Verdict:
             waiting.append(llm.name)
         elif ready.holds:
             serving.append(llm.status.served_name)
+        elif ready.reason == Reason.INVALID_SPEC:
+            waiting.append(llm.name)
         elif ready.permanent or ready.reason in FINAL_HERE:
             failed.append((llm.name, ready))
         else:

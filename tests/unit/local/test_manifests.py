@@ -103,6 +103,23 @@ def test_all_errors_of_all_files_are_listed_at_once(tmp_path: Path) -> None:
     assert {p.file.name for p in outcome.problems} == {"a.yaml", "b.yaml"}
 
 
+def test_a_file_broken_since_keeps_its_models_and_they_say_so(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(llm(name))
+    found, broken = objects(), tmp_path / "a.yaml"
+    found.update(changed=manifest_files([tmp_path]))
+    before = found.llms("default")
+    broken.write_text(llm("a") + "  colour: red\n")
+    assert found.update(changed=[broken]).changed
+    a, b = found.llms("default")
+    assert (a.spec, a.generation, b) == (before[0].spec, 1, before[1])
+    assert a.spec_error.startswith(f"{broken}:7: ")
+    assert not found.update(changed=[broken]).changed
+    broken.write_text(llm("a"))
+    assert found.update(changed=[broken]).changed
+    assert found.llms("default") == before
+
+
 def test_an_object_given_twice_names_both_places(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(llm("one"))
     (tmp_path / "b.yaml").write_text(llm("one"))
@@ -154,9 +171,7 @@ def test_a_broken_file_keeps_its_last_good_objects(tmp_path: Path) -> None:
     known = objects()
     known.update(changed=[file])
     file.write_text("spec: [")
-    outcome = known.update(changed=[file])
-    assert outcome.problems
-    assert not outcome.changed
+    assert known.update(changed=[file]).problems
     assert [m.name for m in known.llms("default")] == ["one"]
 
 

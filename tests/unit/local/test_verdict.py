@@ -38,6 +38,9 @@ def model(
         pytest.param(model(Reason.POOL_NOT_FOUND), "failed", id="no such pool, nobody adds one"),
         pytest.param(model(Reason.DOES_NOT_FIT), "failed", id="this machine does not grow"),
         pytest.param(model(Reason.NAME_CONFLICT), "failed", id="the name is taken"),
+        pytest.param(
+            model(Reason.INVALID_SPEC, permanent=True), "waiting", id="its file was broken since"
+        ),
         pytest.param(model(Reason.CORRUPT_CHECKPOINT), "failed", id="the files are broken"),
     ],
 )
