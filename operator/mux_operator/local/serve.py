@@ -7,9 +7,7 @@ port or data directory in use, or (before ready, without --keep-going) a model t
 import asyncio
 import contextlib
 import logging
-import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +17,7 @@ from mux_core.routes import RouteTable
 from mux_core.routes import to_json as routes_json
 from mux_operator.local.datadir import DataDir, default_root, write_json
 from mux_operator.local.door import LocalCluster
+from mux_operator.local.end_signals import EndSignals
 from mux_operator.local.endpoint import served_names
 from mux_operator.local.manifests import manifest_files
 from mux_operator.local.objects import Objects
@@ -49,6 +48,11 @@ class Options:
 
 def serve(options: Options) -> int:
     """Serves until told to end; the exit code. SpecError for wrong input, nothing started."""
+    with EndSignals() as signals:
+        return _serve(options, signals)
+
+
+def _serve(options: Options, signals: EndSignals) -> int:
     progress = Progress(clock=time.monotonic)
     objects = Objects(clock=time.time)
     taken = _read_all(options.paths, objects, progress)
@@ -56,14 +60,15 @@ def serve(options: Options) -> int:
     port = options.port or ports.draw(1)[0]
     require_free(port)
     data = DataDir((options.data_dir or default_root(port)).resolve())
-    left = data.claim()
-    _log_to(data.logs / "up.log")
     try:
+        left = data.claim()
+        _log_to(data.logs / "up.log")
         for identity in left.processes:
             progress.line(f"ended pid {identity.pid}, left by a server that was killed")
         server = Server(options=options, port=port, data=data, objects=objects,
-                        progress=progress, watch=FileWatch(taken=taken), ports=ports)  # fmt: skip
-        return asyncio.run(server.run())
+                        progress=progress, watch=FileWatch(taken=taken), ports=ports,
+                        signals=signals)  # fmt: skip
+        return OK if signals.count else asyncio.run(server.run())
     finally:
         data.release()
 
@@ -97,10 +102,11 @@ class Server:
 
     def __init__(
         self, *, options: Options, port: int, data: DataDir, objects: Objects,
-        progress: Progress, watch: FileWatch, ports: Ports,
+        progress: Progress, watch: FileWatch, ports: Ports, signals: EndSignals,
     ) -> None:  # fmt: skip
         self._options, self._port, self._data = options, port, data
         self._objects, self._progress, self._watch = objects, progress, watch
+        self._signals = signals
         self._trees = Trees(data, time.monotonic, ports)
         self._url = f"http://{HOST}:{port}"
         self._door = LocalCluster(data=data, objects=objects, trees=self._trees,
@@ -115,7 +121,7 @@ class Server:
 
     async def run(self) -> int:
         """From the first process to the last; the exit code."""
-        with self._signals():
+        with self._signals.told(self._told_to_end):
             table = RouteTable(namespace=self._objects.namespace)
             write_json(self._data.routes, routes_json(table))
             self._trees.start_gateway(self._port)
@@ -236,18 +242,6 @@ class Server:
                 self._progress.line("ending at once")
                 self._trees.kill_all()
             await asyncio.sleep(TICK_S / 2)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        for number in numbers:
-            loop.add_signal_handler(number, self._told_to_end)
-        try:
-            yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
 
     def _told_to_end(self) -> None:
         if self._stop.is_set():
