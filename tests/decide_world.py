@@ -21,6 +21,7 @@ from mux_core.llm import Dtype, ModelGeometry, SharingPolicy
 from mux_core.placement import GpuNode
 from mux_core.planners.first_fit import FirstFit
 from mux_core.planning import Plan, best_plan
+from mux_core.pool_verdicts import Outcome
 from mux_core.problem import Question, question
 from mux_core.snapshot import (
     Carrier,
@@ -39,7 +40,7 @@ from mux_core.specs import LlmSpec, ModelSource, PoolKey, PoolSpec, Scheme
 from mux_core.status import LlmStatus, Resolved, StatusReport
 from mux_core.units import MIB, Bytes, ModelName, NodeName, UnitId
 from mux_core.unitspec import Device
-from mux_core.verdicts import Outcome, statuses
+from mux_core.verdicts import statuses
 
 KEY = PoolKey(namespace="ns", name="default")
 GEOMETRY = ModelGeometry(

@@ -29,6 +29,7 @@ from mux_core.llm import Demand, Dtype, ModelGeometry
 from mux_core.placement import GpuNode
 from mux_core.planners.first_fit import FirstFit
 from mux_core.planning import best_plan
+from mux_core.pool_verdicts import Outcome
 from mux_core.problem import question
 from mux_core.routes import RouteTable
 from mux_core.snapshot import (
@@ -51,7 +52,7 @@ from mux_core.status import Condition, LlmStatus, MeasuredDemand, Resolved, Stat
 from mux_core.units import GIB, MIB, Bytes, ModelName, NodeName, UnitId
 from mux_core.unitspec import Device
 from mux_core.unread import with_unread
-from mux_core.verdicts import Outcome, statuses
+from mux_core.verdicts import statuses
 
 KEY = PoolKey(namespace="models", name="pool")
 NOW = 1_000_000.0

@@ -1,17 +1,17 @@
-"""From a snapshot, a plan and what was done to the statuses of a pool and its LLMs; pure.
+"""From a snapshot, a plan and what was done to the statuses of the LLMs of a pool; pure.
 
 One function per condition, in the order in which `Ready` reads them; each says why in a message
 that names the subject, the value, the limit and the fix.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mux_core.carriers import live_carrier, out_of_reach, unmounted_claim
-from mux_core.placement import GpuNode
-from mux_core.planning import Plan, PlanReason
-from mux_core.problem import Question, known_demand, name_losers, resolution, served_names, usable
+from mux_core.planning import PlanReason
+from mux_core.pool_verdicts import Outcome, no, pool_status, yes
+from mux_core.problem import known_demand, name_losers, resolution, served_names, usable
 from mux_core.rates import is_stale
 from mux_core.reasons import (
     REASONS,
@@ -23,22 +23,12 @@ from mux_core.reasons import (
 )
 from mux_core.routes import RouteTable
 from mux_core.routing import route_table
-from mux_core.snapshot import (
-    Carrier,
-    CarrierState,
-    LlmObject,
-    MemberReport,
-    Snapshot,
-    UnitRecord,
-)
-from mux_core.specs import Mode
+from mux_core.snapshot import CarrierState, LlmObject, MemberReport, Snapshot, UnitRecord
 from mux_core.status import (
     Condition,
     LlmStatus,
     MeasuredDemand,
     PlacementStatus,
-    PoolStatus,
-    PoolUnitStatus,
     StatusReport,
     Truth,
 )
@@ -57,17 +47,6 @@ _REFUSALS: Final = {
     PlanReason.TENANT_ISOLATION: _R.TENANT_CONFLICT,
 }  # fmt: skip
 _RUNTIME: Final = {reason.value: reason for reason in REASONS[_C.RUNTIME_READY][Truth.FALSE]}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """A cycle as it ended: what was asked and answered, and whether the planner failed."""
-
-    snapshot: Snapshot
-    asked: Question
-    plan: Plan
-    planner_error: str = ""
-    applying: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +92,7 @@ def statuses(outcome: Outcome) -> StatusReport:
         )
         for item in snapshot.seen.members
     }
-    return StatusReport(llms=llms, pool=_pool_status(outcome, wanted))
+    return StatusReport(llms=llms, pool=pool_status(outcome, wanted))
 
 
 def _llm_status(view: _View) -> LlmStatus:
@@ -154,17 +133,17 @@ def _resolved(view: _View) -> Condition:
     spec = item.spec
     assert spec is not None
     if item.spec_error:
-        return _no(_C.MODEL_RESOLVED, _R.INVALID_SPEC, item.spec_error, permanent=True)
+        return no(_C.MODEL_RESOLVED, _R.INVALID_SPEC, item.spec_error, permanent=True)
     if item.name in view.losers:
-        return _no(_C.MODEL_RESOLVED, _R.NAME_CONFLICT,
+        return no(_C.MODEL_RESOLVED, _R.NAME_CONFLICT,
                    f"model.servedName: {spec.served_name!r} is taken by LLMDeployment "
                    f"{view.losers[item.name]}; choose another", permanent=True)  # fmt: skip
     if item.source_error:
-        return _no(_C.MODEL_RESOLVED, _R.UNSUPPORTED_SOURCE, item.source_error, permanent=True)
+        return no(_C.MODEL_RESOLVED, _R.UNSUPPORTED_SOURCE, item.source_error, permanent=True)
     known = resolution(item, view.snapshot.seen)
     rejected = view.snapshot.rejected.get(("inspection", item.name))
     if known is None and rejected:
-        return _no(_C.MODEL_RESOLVED, _R.INSPECTION_FAILED, rejected)
+        return no(_C.MODEL_RESOLVED, _R.INSPECTION_FAILED, rejected)
     if known is None:
         runs = [run for run in view.snapshot.seen.inspections if run.model == item.name]
         waits = "".join(f": {run.message}" for run in runs if run.message)
@@ -172,28 +151,28 @@ def _resolved(view: _View) -> Condition:
                          f"reading {spec.source.key}{waits}")  # fmt: skip
     if known.error_reason:
         reason = Reason(known.error_reason)
-        return _no(_C.MODEL_RESOLVED, reason, known.message,
+        return no(_C.MODEL_RESOLVED, reason, known.message,
                    permanent=reason is not _R.INSPECTION_FAILED)  # fmt: skip
-    return _yes(_C.MODEL_RESOLVED, _R.RESOLVED)
+    return yes(_C.MODEL_RESOLVED, _R.RESOLVED)
 
 
 def _cached(view: _View) -> Condition:
     known = resolution(view.item, view.snapshot.seen)
     if known is not None and not known.error_reason:
-        return _yes(_C.WEIGHTS_CACHED, _R.CACHED)
+        return yes(_C.WEIGHTS_CACHED, _R.CACHED)
     return condition(_C.WEIGHTS_CACHED, Truth.UNKNOWN, _R.PENDING)
 
 
 def _demand_known(view: _View) -> Condition:
     measured = known_demand(view.item, view.snapshot)
     if measured is not None and not is_stale(measured, now=view.snapshot.now):
-        return _yes(_C.DEMAND_KNOWN, _R.RUNTIME_COUNTERS)
+        return yes(_C.DEMAND_KNOWN, _R.RUNTIME_COUNTERS)
     if measured is not None:
-        return _no(_C.DEMAND_KNOWN, _R.STALE, "no unit or gateway was heard for 5 minutes; the "
+        return no(_C.DEMAND_KNOWN, _R.STALE, "no unit or gateway was heard for 5 minutes; the "
                    "last rate is planned with")  # fmt: skip
     if view.item.spec is not None and view.item.spec.declared is not None:
-        return _yes(_C.DEMAND_KNOWN, _R.DECLARED)
-    return _no(_C.DEMAND_KNOWN, _R.NO_SAMPLES, "no request counted yet; set "
+        return yes(_C.DEMAND_KNOWN, _R.DECLARED)
+    return no(_C.DEMAND_KNOWN, _R.NO_SAMPLES, "no request counted yet; set "
                "workload.requestRate to plan with a rate")  # fmt: skip
 
 
@@ -202,20 +181,18 @@ def _placed(view: _View) -> Condition:
     spec = item.spec
     assert spec is not None
     if seen.pool is None:
-        return _no(_C.PLACED, _R.POOL_NOT_FOUND, f"poolRef: GPUPool {spec.pool!r} does not exist "
+        return no(_C.PLACED, _R.POOL_NOT_FOUND, f"poolRef: GPUPool {spec.pool!r} does not exist "
                    f"in namespace {seen.key.namespace}; create it or change poolRef")  # fmt: skip
     if seen.pool.spec_error:
-        return _no(_C.PLACED, _R.INVALID_SPEC, f"GPUPool {spec.pool}: {seen.pool.spec_error}")
+        return no(_C.PLACED, _R.INVALID_SPEC, f"GPUPool {spec.pool}: {seen.pool.spec_error}")
     refusal = next((u for u in view.outcome.plan.unplaced if u.model == item.name), None)
     if refusal is not None:
         reason = _REFUSALS.get(refusal.reason, _R.NO_CAPACITY)
         barred = _barred(view) if reason is not _R.DOES_NOT_FIT else None
-        return barred or _no(
-            _C.PLACED, reason, refusal.message, permanent=reason is _R.DOES_NOT_FIT
-        )
+        return barred or no(_C.PLACED, reason, refusal.message, permanent=reason is _R.DOES_NOT_FIT)
     if view.places:
         reason = _R.EXCLUSIVE if spec.sharing.exclusive else _R.SHARED
-        return _yes(_C.PLACED, reason, _short_of_request(view))
+        return yes(_C.PLACED, reason, _short_of_request(view))
     return _barred(view) or _unplaced(view)
 
 
@@ -232,7 +209,7 @@ def _short_of_request(view: _View) -> str:
 
 def _unplaced(view: _View) -> Condition:
     if view.outcome.planner_error:
-        return _no(_C.PLACED, _R.PLANNER_ERROR, view.outcome.planner_error)
+        return no(_C.PLACED, _R.PLANNER_ERROR, view.outcome.planner_error)
     return condition(_C.PLACED, Truth.UNKNOWN, _R.PLANNING)
 
 
@@ -243,7 +220,7 @@ def _barred(view: _View) -> Condition | None:
     if unit is None or view.places:
         return None
     claim = unmounted_claim(seen, unit, view.item)
-    return _no(
+    return no(
         _C.PLACED, _R.CLAIM_NOT_MOUNTED, f"unit {unit} runs without claim {claim}; put the "
         "checkpoint on a claim it has, or delete its pod: the next one mounts it")  # fmt: skip
 
@@ -255,43 +232,43 @@ def _runtime_ready(view: _View) -> Condition:
         return serving[0]
     if states:
         return states[0]
-    return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, "no replica is placed")
+    return no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, "no replica is placed")
 
 
 def _replica(view: _View, record: UnitRecord) -> Condition:
     """RuntimeReady as one replica sees it."""
     refused = view.snapshot.refused.get(record.unit)
     if refused:
-        return _no(_C.RUNTIME_READY, _R.UNIT_REFUSED_SPEC, refused)
+        return no(_C.RUNTIME_READY, _R.UNIT_REFUSED_SPEC, refused)
     carrier = live_carrier(view.snapshot.seen, record.unit)
     rejected = view.snapshot.rejected.get(("unit", record.unit))
     if rejected:
-        return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, rejected)
+        return no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, rejected)
     if carrier is None or carrier.state is not CarrierState.RUNNING:
         message = carrier.message if carrier is not None else ""
-        return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, message or f"unit {record.unit} starts")
+        return no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, message or f"unit {record.unit} starts")
     told = view.told(record.unit)
     report = view.snapshot.reports.get(record.unit)
     if report is None:
-        return _no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, f"unit {record.unit} starts")
+        return no(_C.RUNTIME_READY, _R.UNIT_NOT_READY, f"unit {record.unit} starts")
     if view.snapshot.now - report.at > SILENT_S:
         return condition(_C.RUNTIME_READY, Truth.UNKNOWN, _R.UNIT_UNREACHABLE,
                          f"unit {record.unit} has not answered for {SILENT_S:.0f} s")  # fmt: skip
     if told is None:
-        return _no(_C.RUNTIME_READY, _R.STARTING, f"unit {record.unit} has not heard of it yet")
+        return no(_C.RUNTIME_READY, _R.STARTING, f"unit {record.unit} has not heard of it yet")
     return _member_condition(told)
 
 
 def _member_condition(told: MemberReport) -> Condition:
     match told.state:
         case "Serving":
-            return _yes(_C.RUNTIME_READY, _R.SERVING)
+            return yes(_C.RUNTIME_READY, _R.SERVING)
         case "Draining":
-            return _no(_C.RUNTIME_READY, _R.DRAINING, told.message)
+            return no(_C.RUNTIME_READY, _R.DRAINING, told.message)
         case "Failed":
             reason = _RUNTIME.get(told.reason, _R.ENGINE_CRASHED)
-            return _no(_C.RUNTIME_READY, reason, told.message, permanent=told.permanent)
-    return _no(_C.RUNTIME_READY, _R.STARTING, told.message)
+            return no(_C.RUNTIME_READY, reason, told.message, permanent=told.permanent)
+    return no(_C.RUNTIME_READY, _R.STARTING, told.message)
 
 
 def _share_verified(view: _View) -> Condition:
@@ -300,7 +277,7 @@ def _share_verified(view: _View) -> Condition:
         return condition(_C.SHARE_VERIFIED, Truth.UNKNOWN, _R.NOT_APPLICABLE)
     alone = all(len(record.spec.members) == 1 for record, _ in view.places)
     if view.places and alone:
-        return _yes(_C.SHARE_VERIFIED, _R.NOT_SHARED)
+        return yes(_C.SHARE_VERIFIED, _R.NOT_SHARED)
     return condition(_C.SHARE_VERIFIED, Truth.UNKNOWN, _R.NOT_MEASURED)
 
 
@@ -308,14 +285,14 @@ def _route_ready(view: _View) -> Condition:
     seen = view.snapshot.seen
     route = next((r for r in view.table.routes if r.model == view.item.name), None)
     if route is None or not route.endpoints:
-        return _no(_C.ROUTE_READY, _R.NO_READY_UNIT, "no unit serves it")
+        return no(_C.ROUTE_READY, _R.NO_READY_UNIT, "no unit serves it")
     heard = [view.snapshot.has_table[g.name] for g in seen.gateways
              if g.name in view.snapshot.has_table]  # fmt: skip
     if seen.gateways and not any(has >= view.table.generation for has in heard):
-        return _no(_C.ROUTE_READY, _R.GATEWAY_DOWN, f"none of {len(seen.gateways)} gateways has "
+        return no(_C.ROUTE_READY, _R.GATEWAY_DOWN, f"none of {len(seen.gateways)} gateways has "
                    f"route table {view.table.generation}")  # fmt: skip
     unserved = view.snapshot.rejected.get(("service", view.item.name), "")
-    return _yes(_C.ROUTE_READY, _R.ROUTABLE, unserved)
+    return yes(_C.ROUTE_READY, _R.ROUTABLE, unserved)
 
 
 def _slo_met(view: _View) -> Condition:
@@ -355,74 +332,3 @@ def _state(conditions: tuple[Condition, ...], places: tuple[PlacementStatus, ...
     if places:
         return places[0].state
     return "Pending"
-
-
-def _pool_status(outcome: Outcome, wanted: Mapping[UnitId, UnitRecord]) -> PoolStatus | None:
-    seen = outcome.snapshot.seen
-    if seen.pool is None:
-        return None
-    used = {(r.group.node, gpu) for r in wanted.values() for gpu in r.group.gpus}
-    gpus = sum(node.gpus for node in seen.nodes)
-    conditions = with_ready((_inventory(outcome), _plan_current(outcome), _moves(outcome)))
-    active = max(seen.plans, key=lambda p: p.revision).name if seen.plans else ""
-    return PoolStatus(
-        observed_generation=seen.pool.generation, gpus=gpus, free_gpus=max(0, gpus - len(used)),
-        inventory={node.name: node.gpus for node in seen.nodes},
-        units=tuple(_unit_status(outcome.snapshot, r) for _, r in sorted(wanted.items())),
-        active_plan=active,
-        conditions=settled(conditions, seen.pool.status.conditions,
-                           generation=seen.pool.generation, now=seen.now),
-    )  # fmt: skip
-
-
-def _unit_status(snapshot: Snapshot, record: UnitRecord) -> PoolUnitStatus:
-    carrier: Carrier | None = live_carrier(snapshot.seen, record.unit)
-    return PoolUnitStatus(
-        unit=record.unit, node=record.group.node, gpus=record.group.gpus,
-        models=tuple(ModelName(member.model) for member in record.spec.members),
-        state=carrier.state if carrier is not None else "Pending",
-        pod=carrier.name if carrier is not None else "",
-    )  # fmt: skip
-
-
-def _inventory(outcome: Outcome) -> Condition:
-    seen = outcome.snapshot.seen
-    if seen.pool is not None and seen.pool.spec_error:
-        return _no(_C.INVENTORY_READY, _R.INVALID_SPEC, seen.pool.spec_error, permanent=True)
-    if not seen.nodes:
-        return _no(_C.INVENTORY_READY, _R.NO_MATCHING_NODES, "no node matches nodeSelector and "
-                   "offers gpu.resourceName; label nodes or set gpu.static")  # fmt: skip
-    return _yes(_C.INVENTORY_READY, _R.DISCOVERED, _inventory_words(seen.nodes))
-
-
-def _inventory_words(nodes: Iterable[GpuNode]) -> str:
-    counted = [node.gpus for node in nodes]
-    return f"{sum(counted)} slots on {len(counted)} nodes"
-
-
-def _plan_current(outcome: Outcome) -> Condition:
-    if outcome.planner_error:
-        return _no(_C.PLAN_CURRENT, _R.PLANNER_ERROR, outcome.planner_error)
-    if outcome.plan.unplaced:
-        first = outcome.plan.unplaced[0]
-        return _no(_C.PLAN_CURRENT, _R.INFEASIBLE, first.message)
-    if outcome.applying:
-        return _no(_C.PLAN_CURRENT, _R.APPLYING)
-    return _yes(_C.PLAN_CURRENT, _R.UP_TO_DATE)
-
-
-def _moves(outcome: Outcome) -> Condition:
-    pool = outcome.snapshot.seen.pool
-    if pool is not None and pool.spec.mode is Mode.EXECUTE:
-        return _yes(_C.MOVES_ALLOWED, _R.OPEN)
-    return _no(_C.MOVES_ALLOWED, _R.RECOMMEND_ONLY)
-
-
-def _yes(kind: ConditionType, reason: Reason, message: str = "") -> Condition:
-    return condition(kind, Truth.TRUE, reason, message)
-
-
-def _no(
-    kind: ConditionType, reason: Reason, message: str = "", *, permanent: bool = False
-) -> Condition:
-    return condition(kind, Truth.FALSE, reason, message, permanent=permanent)

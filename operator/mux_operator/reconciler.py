@@ -29,6 +29,7 @@ from mux_core.decide import decide
 from mux_core.errors import MuxError, PeerError, SpecError
 from mux_core.planners.first_fit import FirstFit
 from mux_core.planning import Plan, Planner, Prediction, best_plan
+from mux_core.pool_verdicts import Outcome
 from mux_core.problem import Question, question
 from mux_core.rates import RateState, observed, rates, without
 from mux_core.snapshot import CarrierState, Observation, Snapshot, Subject, UnitAddress
@@ -36,7 +37,7 @@ from mux_core.specs import PoolKey
 from mux_core.status import MeasuredDemand
 from mux_core.units import ModelName, UnitId
 from mux_core.unread import with_unread
-from mux_core.verdicts import Outcome, statuses
+from mux_core.verdicts import statuses
 from mux_operator.control import Links
 from mux_operator.door import Cluster
 from mux_operator.metrics import Metrics

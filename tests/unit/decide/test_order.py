@@ -10,9 +10,10 @@ from mux_core.llm import SharingPolicy
 from mux_core.placement import GpuNode
 from mux_core.planners.first_fit import FirstFit
 from mux_core.planning import best_plan
+from mux_core.pool_verdicts import Outcome
 from mux_core.problem import question
 from mux_core.units import GIB, MIB
-from mux_core.verdicts import Outcome, statuses
+from mux_core.verdicts import statuses
 from world_builders import World, a_world, an_llm, declared, settled, slots
 
 
