@@ -6,6 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
+from mux_core.planning import Objective, Plan
+from mux_core.problem import Question, known_demand
+from mux_core.snapshot import LlmObject, Snapshot
 from mux_core.specs import PoolKey
 from mux_core.status import StatusReport, Truth
 
@@ -32,6 +35,11 @@ class Metrics:
     pool_gpus: Gauge = field(init=False)
     model_condition: Gauge = field(init=False)
     model_rate: Gauge = field(init=False)
+    plan_age: Gauge = field(init=False)
+    plan_objective: Gauge = field(init=False)
+    demand_age: Gauge = field(init=False)
+    slo_objective: Gauge = field(init=False)
+    slo_target: Gauge = field(init=False)
     _models: dict[PoolKey, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,6 +73,55 @@ class Metrics:
         self.model_rate = Gauge("muxserve_model_request_rate",
                                 "Measured arrivals, requests/s.", (*_MODEL, "source"),
                                 registry=registry)  # fmt: skip
+        self.plan_age = Gauge("muxserve_plan_age_seconds",
+                              "Since this process made the plan it carries out.", _POOL,
+                              registry=registry)  # fmt: skip
+        self.plan_objective = Gauge("muxserve_plan_objective",
+                                    "GPUs used, which planning makes few; less is better.",
+                                    (*_POOL, "kind"), registry=registry)  # fmt: skip
+        self.demand_age = Gauge("muxserve_model_demand_age_seconds",
+                                "Age of the measured rate at the last cycle.", _MODEL,
+                                registry=registry)  # fmt: skip
+        self.slo_objective = Gauge("muxserve_model_slo_objective_ratio",
+                                   "Share of requests that must meet the targets.", _MODEL,
+                                   registry=registry)  # fmt: skip
+        self.slo_target = Gauge("muxserve_model_slo_target_seconds", "Target of one request.",
+                                (*_MODEL, "signal"), registry=registry)  # fmt: skip
+
+    def asked(self, key: PoolKey, snapshot: Snapshot) -> None:
+        """Shows what is asked of each model of one pool, and how old its measured rate is."""
+        for item in snapshot.seen.members:
+            labels = (*_pool(key), item.name)
+            for gauge in (self.demand_age, self.slo_objective, self.slo_target):
+                gauge.remove_by_labels(dict(zip(_MODEL, labels, strict=True)))
+            demand = known_demand(item, snapshot)
+            if demand is not None:
+                self.demand_age.labels(*labels).set(max(0.0, snapshot.now - demand.as_of))
+            self._show_slo(labels, item)
+
+    def planned(self, key: PoolKey, question: Question, plan: Plan, made_at: float) -> None:
+        """Shows the plan of one pool. `made_at` and the question's `now` are of one clock."""
+        age = question.problem.now - made_at
+        self.plan_age.labels(*_pool(key)).set(max(0.0, age))
+        if question.problem.policy.objective is Objective.GPUS:
+            gauge, current = self.plan_objective, question.problem.current
+            gauge.labels(*_pool(key), "current").set(current.gpus_used)
+            gauge.labels(*_pool(key), "proposed").set(plan.prediction.gpus_used)
+
+    def unplanned(self, key: PoolKey) -> None:
+        """There is no plan of the pool to show: it failed, or the pool is gone."""
+        labels = dict(zip(_POOL, _pool(key), strict=True))
+        self.plan_age.remove_by_labels(labels)
+        self.plan_objective.remove_by_labels(labels)
+
+    def _show_slo(self, labels: tuple[str, str, str], item: LlmObject) -> None:
+        slo = item.spec.slo if item.spec is not None and not item.spec_error else None
+        if slo is None:
+            return
+        self.slo_objective.labels(*labels).set(slo.objective)
+        for signal, target in (("ttft", slo.ttft_s), ("tpot", slo.tpot_s)):
+            if target is not None:
+                self.slo_target.labels(*labels, signal).set(target)
 
     def told(self, key: PoolKey, report: StatusReport, rates: dict[str, tuple[str, float]]) -> None:
         """Shows the statuses of one pool; series of models that are gone disappear."""
@@ -76,7 +133,9 @@ class Metrics:
                 )
         for name, (source, rate) in rates.items():
             self.model_rate.labels(key.namespace, key.name, name, source).set(rate)
-        if report.pool is not None:
+        if report.pool is None:
+            self.pool_gpus.remove_by_labels(dict(zip(_POOL, _pool(key), strict=True)))
+        else:
             gauge = self.pool_gpus
             gauge.labels(*_pool(key), "total").set(report.pool.gpus)
             gauge.labels(*_pool(key), "free").set(report.pool.free_gpus)
@@ -86,8 +145,9 @@ class Metrics:
         kept = set(models)
         for gone in self._models.get(key, set()) - kept:
             labels = {"namespace": key.namespace, "pool": key.name, "model": gone}
-            self.model_condition.remove_by_labels(labels)
-            self.model_rate.remove_by_labels(labels)
+            for gauge in (self.model_condition, self.model_rate, self.demand_age,
+                          self.slo_objective, self.slo_target):  # fmt: skip
+                gauge.remove_by_labels(labels)
         self._models[key] = kept
 
 

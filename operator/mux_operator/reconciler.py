@@ -96,6 +96,7 @@ class _Memory:
     links: Links
     demand: RateState = field(default_factory=RateState)
     planned: tuple[str, Plan] | None = None
+    planned_at: float = 0.0
     refused: dict[UnitId, tuple[int, str]] = field(default_factory=dict)
     restarts: dict[UnitId, _Restarts] = field(default_factory=dict)
     rejected: dict[Subject, _Rejected] = field(default_factory=dict)
@@ -186,9 +187,18 @@ class Reconciler:
                               applying=bool(plan.steps))  # fmt: skip
             report = statuses(outcome)
             await self._cluster.report(key, report)
+            self._show(key, outcome, memory)
             self._metrics.told(key, report, _shown(after.demand))
         self._forget(key, seen)
         return actions
+
+    def _show(self, key: PoolKey, outcome: Outcome, memory: _Memory) -> None:
+        self._metrics.asked(key, outcome.snapshot)
+        pool = outcome.snapshot.seen.pool
+        if outcome.planner_error or pool is None or pool.spec_error:
+            self._metrics.unplanned(key)
+        else:
+            self._metrics.planned(key, outcome.asked, outcome.plan, memory.planned_at)
 
     def _memory(self, key: PoolKey) -> _Memory:
         if key not in self._memories:
@@ -233,7 +243,7 @@ class Reconciler:
             failures.labels(key.namespace, key.name, type(error).__name__).inc()
             return _stay(asked), f"planner {self._planner.name}: {error}"
         self._metrics.plan_s.labels(key.namespace, key.name).observe(time.monotonic() - started)
-        memory.planned = (asked.inputs_hash, plan)
+        memory.planned, memory.planned_at = (asked.inputs_hash, plan), asked.problem.now
         return plan, ""
 
     def _search(self, asked: Question) -> Plan:

@@ -1,8 +1,12 @@
 """The operator's series: what is told is shown, what is gone disappears."""
 
+from dataclasses import replace
+
 from prometheus_client import generate_latest
 
 from decide_world import KEY, World, llm
+from mux_core.llm import Slo
+from mux_core.status import MeasuredDemand
 from mux_operator.metrics import Metrics
 
 
@@ -34,3 +38,41 @@ def test_the_pool_is_counted() -> None:
     for state, count in (("total", 3), ("used", 1), ("free", 2)):
         wanted = f'muxserve_pool_gpus{{namespace="ns",pool="default",state="{state}"}} {count}.0'
         assert wanted in page(metrics)
+
+
+def test_what_is_asked_of_a_model_and_the_age_of_its_rate_are_shown() -> None:
+    world, metrics, item = World(), Metrics(), llm("a")
+    assert item.spec is not None
+    slo = Slo(ttft_s=0.5, tpot_s=0.05, objective=0.995)
+    world.add(replace(item, spec=replace(item.spec, slo=slo)), llm("b"))
+    world.settle()
+    known = MeasuredDemand(rate=2.0, source="RuntimeCounters", as_of=world.seen.now - 40)
+    snapshot = replace(world.snapshot(), demand={"a": known})
+    metrics.asked(KEY, snapshot)
+    shown = page(metrics)
+    labels = 'model="a",namespace="ns",pool="default"'
+    assert f"muxserve_model_demand_age_seconds{{{labels}}} 40.0" in shown
+    assert f"muxserve_model_slo_objective_ratio{{{labels}}} 0.995" in shown
+    assert f'muxserve_model_slo_target_seconds{{{labels},signal="ttft"}} 0.5' in shown
+    assert f'muxserve_model_slo_target_seconds{{{labels},signal="tpot"}} 0.05' in shown
+    assert 'model="b"' not in shown, "nothing asked, nothing measured, nothing shown"
+
+    world.llms["a"] = replace(world.llms["a"], spec=item.spec)
+    metrics.asked(KEY, world.snapshot())
+    assert "muxserve_model_slo_target_seconds{" not in page(metrics)
+
+
+def test_a_plan_has_an_age_and_an_objective_until_there_is_none() -> None:
+    world, metrics = World(slots=2), Metrics()
+    world.add(llm("a"))
+    world.look()
+    snapshot, question, plan = world.plan()
+    metrics.planned(KEY, question, plan, snapshot.now - 12)
+    labels = 'namespace="ns",pool="default"'
+    assert f"muxserve_plan_age_seconds{{{labels}}} 12.0" in page(metrics)
+    for kind, count in (("current", 0), ("proposed", 1)):
+        pair = f'kind="{kind}",{labels}'
+        assert f"muxserve_plan_objective{{{pair}}} {count}.0" in page(metrics)
+    metrics.unplanned(KEY)
+    assert "muxserve_plan_age_seconds{" not in page(metrics)
+    assert "muxserve_plan_objective{" not in page(metrics)

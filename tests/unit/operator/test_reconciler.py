@@ -137,6 +137,18 @@ async def test_a_model_joins_the_running_unit_and_its_status_follows(stage: Stag
     assert stage.cycles("error") == stage.cycles("bug") == 0
 
 
+async def test_the_plan_that_is_carried_out_is_shown_while_there_is_a_pool(stage: Stage) -> None:
+    await stage.until(lambda: stage.ready("a"))
+    sample, labels = stage.metrics.registry.get_sample_value, {"namespace": "models",
+                                                               "pool": "pool"}  # fmt: skip
+    assert sample("muxserve_plan_age_seconds", labels) is not None
+    assert sample("muxserve_plan_objective", {**labels, "kind": "proposed"}) == 1
+    stage.world.pool = None
+    await stage.looks(2)
+    assert sample("muxserve_plan_age_seconds", labels) is None
+    assert sample("muxserve_pool_gpus", {**labels, "state": "total"}) is None
+
+
 async def test_an_api_server_that_comes_back_finds_nothing_lost(stage: Stage) -> None:
     stage.cluster.outages = [PEER] * 3
     await stage.until(lambda: stage.cycles("error") == 3)
