@@ -97,6 +97,7 @@ class World:
     pool: PoolObject | None = field(default_factory=a_pool)
     llms: dict[str, LlmObject] = field(default_factory=dict)
     nodes: tuple[GpuNode, ...] = (slots(1),)
+    lost: frozenset[NodeName] = frozenset()
     weights: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, ModelGeometry] = field(default_factory=dict)
     broken: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -136,7 +137,7 @@ class World:
 
         return Observation(
             now=self.now, key=KEY, pool=self.pool, llms=listed(self.llms.values()),
-            nodes=listed(self.nodes), units=listed(self.records.values()),
+            nodes=listed(self.nodes), lost=self.lost, units=listed(self.records.values()),
             carriers=listed(self.carriers.values()),
             inspections=listed(self.inspections.values()), gateways=listed(self.gateways),
             routes=self.routes, plans=listed(self.plans), services=self.services,

@@ -17,7 +17,7 @@ from mux_core.placement import GpuGroup, GpuNode
 from mux_core.routes import RouteTable
 from mux_core.specs import LlmSpec, PoolKey, PoolSpec
 from mux_core.status import LlmStatus, MeasuredDemand, PoolStatus, Resolved
-from mux_core.units import ModelName, UnitId
+from mux_core.units import ModelName, NodeName, UnitId
 from mux_core.unitspec import UnitSpec
 
 
@@ -138,7 +138,8 @@ class Observation:
 
     `llms` are all of the namespace, by name: names and ports are unique there, and the route
     table is the namespace's. `pool` is None while LLMDeployments name a pool that is absent.
-    `first_port` is where per-model ports start; None where models have no own port.
+    `first_port` is where per-model ports start; None where models have no own port. `lost`: nodes
+    that are not Ready, whether `nodes` still counts them or not.
     """
 
     now: float
@@ -146,6 +147,7 @@ class Observation:
     pool: PoolObject | None
     llms: tuple[LlmObject, ...] = ()
     nodes: tuple[GpuNode, ...] = ()
+    lost: frozenset[NodeName] = frozenset()
     units: tuple[UnitRecord, ...] = ()
     carriers: tuple[Carrier, ...] = ()
     inspections: tuple[Inspection, ...] = ()

@@ -194,11 +194,11 @@ class KubeCluster:
         plans = (observing.plan_record(item) for item in self._all("placementplans", key)
                  if observing.labels(item).get(names.POOL) == key.name)  # fmt: skip
         services = (observing.service(item) for item in self._all("services", key))
-        nodes = self._store.all("nodes", "")
+        nodes, now = tuple(self._store.all("nodes", "")), self._clock()
         return Observation(
-            now=self._clock(), key=key, pool=pool,
+            now=now, key=key, pool=pool, lost=observing.lost_nodes(nodes),
             llms=tuple(sorted(llms, key=lambda item: item.name)),
-            nodes=() if pool is None else observing.inventory(pool.spec, nodes),
+            nodes=() if pool is None else observing.inventory(pool.spec, nodes, now=now),
             units=tuple(sorted((r for r in records if r), key=lambda r: r.unit)),
             carriers=tuple(sorted(map(observing.carrier, ours), key=lambda c: c.name)),
             inspections=tuple(sorted((observing.inspection(p) for p in pods

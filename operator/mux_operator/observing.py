@@ -35,6 +35,8 @@ Object = Mapping[str, Any]
 
 CPU_SLOT: Bytes = Bytes(2 * GIB)
 """Memory of a CPU slot that states none."""
+NODE_GRACE_S = 60.0
+"""A node that is not Ready for so long is given up, and its units are planned anew."""
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 """What parsing raises on a document that no schema of ours has judged."""
 _GPU_SHARE = 0.9
@@ -93,8 +95,11 @@ def pool_object(key: PoolKey, item: Object) -> PoolObject:
     )  # fmt: skip
 
 
-def inventory(pool: PoolSpec, nodes: Iterable[Object]) -> tuple[GpuNode, ...]:
-    """`gpu.static` as it is written, else the Ready nodes that match and offer the resource."""
+def inventory(pool: PoolSpec, nodes: Iterable[Object], *, now: float) -> tuple[GpuNode, ...]:
+    """`gpu.static` as it is written, else the nodes that match and offer the resource.
+
+    A node that is not Ready counts for a while yet: most come back, and its units with them.
+    """
     gpu = pool.product or ("cpu" if pool.device is Device.CPU else "gpu")
     if pool.static:
         return tuple(
@@ -103,8 +108,14 @@ def inventory(pool: PoolSpec, nodes: Iterable[Object]) -> tuple[GpuNode, ...]:
         )
     if pool.device is Device.CPU:
         return ()
-    found = (_gpu_node(pool, node, gpu) for node in nodes)
+    found = (_gpu_node(pool, node, gpu) for node in nodes
+             if now - _not_ready_since(node, now) < NODE_GRACE_S)  # fmt: skip
     return tuple(sorted((node for node in found if node is not None), key=lambda n: n.name))
+
+
+def lost_nodes(nodes: Iterable[Object]) -> frozenset[NodeName]:
+    """The nodes that are not Ready now."""
+    return frozenset(NodeName(node["metadata"]["name"]) for node in nodes if not _is_ready(node))
 
 
 def unit_record(item: Object) -> UnitRecord | None:
@@ -210,14 +221,29 @@ def _served(marks: Mapping[str, str], state: str) -> frozenset[ModelName]:
                      if key.startswith(names.SERVES) and value == state)  # fmt: skip
 
 
+def _ready_condition(node: Object) -> Mapping[str, Any]:
+    conditions = (node.get("status") or {}).get("conditions") or ()
+    return next((c for c in conditions if c["type"] == "Ready"), {})
+
+
+def _is_ready(node: Object) -> bool:
+    return _ready_condition(node).get("status") == "True"
+
+
+def _not_ready_since(node: Object, now: float) -> float:
+    """When the node stopped being Ready: `now` while it is, long ago where nothing says when."""
+    if _is_ready(node):
+        return now
+    since = _ready_condition(node).get("lastTransitionTime")
+    return seconds(since) if since else 0.0
+
+
 def _gpu_node(pool: PoolSpec, node: Object, gpu: str) -> GpuNode | None:
     marks = labels(node)
     wanted = pool.pod.node_selector
     status = node.get("status") or {}
-    ready = any(c["type"] == "Ready" and c["status"] == "True"
-                for c in status.get("conditions") or ())  # fmt: skip
     count = int((status.get("allocatable") or {}).get(pool.resource_name, "0"))
-    if not ready or count < 1 or any(marks.get(k) != v for k, v in wanted.items()):
+    if count < 1 or any(marks.get(k) != v for k, v in wanted.items()):
         return None
     mebibytes = int(marks.get("nvidia.com/gpu.memory", "0"))
     if mebibytes < 1:

@@ -301,3 +301,18 @@ def test_a_member_that_left_loses_its_route_though_it_still_answers() -> None:
     assert [r.reason for r in world.routes.routes] == ["NoReadyUnit"]
     assert world.said("a", C.ROUTE_READY) == ("False", "NoReadyUnit")
     assert world.said("a", C.RUNTIME_READY) == ("False", "Draining")
+
+
+def test_a_unit_waits_for_its_lost_node_and_is_planned_elsewhere_when_that_is_given_up() -> None:
+    world = settled(an_llm("a"), nodes=(slots(1), slots(1, node="node-1")))
+    before = dict(world.records)
+    world.lost = frozenset({"node-0"})
+    assert world.cycle() == ()
+    assert world.records == before
+    assert world.said("a", C.RUNTIME_READY) == ("False", "NodeLost")
+    assert "node-0" in world.condition("a", C.RUNTIME_READY).message
+
+    world.nodes = (slots(1, node="node-1"),)
+    world.settle()
+    assert [r.group.node for r in world.records.values()] == ["node-1"]
+    assert world.said("a", C.RUNTIME_READY) == ("True", "Serving")

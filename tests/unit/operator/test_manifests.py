@@ -18,6 +18,8 @@ from mux_operator.status_documents import llm_status, plan_manifest, read_llm_st
 from operator_builders import llm_manifest, pool_manifest
 
 POOL = PoolSpec(device=Device.CPU, pod=PodTemplate(labels={"team": "a"}, cpu="2"))
+NOW = 1767225600.0
+"""2026-01-01T00:00:00Z."""
 
 
 @pytest.fixture
@@ -137,7 +139,7 @@ def test_what_another_scheme_needs_is_said() -> None:
 
 def test_the_inventory_is_static_or_read_from_ready_nodes() -> None:
     static = parse_pool(pool_manifest())
-    assert [(n.name, n.gpus, n.memory) for n in observing.inventory(static, ())] == [
+    assert [(n.name, n.gpus, n.memory) for n in observing.inventory(static, (), now=NOW)] == [
         ("node-0", 1, observing.CPU_SLOT)
     ]
     node = {
@@ -146,12 +148,27 @@ def test_the_inventory_is_static_or_read_from_ready_nodes() -> None:
                    "conditions": [{"type": "Ready", "status": "True"}]},
     }  # fmt: skip
     cuda = PoolSpec(pod=PodTemplate(node_selector={"zone": "a"}))
-    (found,) = observing.inventory(cuda, [node])
+    (found,) = observing.inventory(cuda, [node], now=NOW)
     assert (found.name, found.gpus) == ("gpu-1", 8)
     elsewhere = PoolSpec(pod=PodTemplate(node_selector={"zone": "b"}))
-    assert observing.inventory(elsewhere, [node]) == ()
-    node["status"]["conditions"][0]["status"] = "Unknown"
-    assert observing.inventory(cuda, [node]) == ()
+    assert observing.inventory(elsewhere, [node], now=NOW) == ()
+    assert observing.lost_nodes([node]) == frozenset()
+
+
+def test_a_node_that_is_not_ready_counts_for_a_while_yet() -> None:
+    ready = {"type": "Ready", "status": "Unknown", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    node = {
+        "metadata": {"name": "gpu-1", "labels": {"nvidia.com/gpu.memory": "81920"}},
+        "status": {"allocatable": {"nvidia.com/gpu": "8"}, "conditions": [ready]},
+    }  # fmt: skip
+    cuda = PoolSpec()
+    assert observing.lost_nodes([node]) == {"gpu-1"}
+    assert len(observing.inventory(cuda, [node], now=NOW + 59)) == 1
+    assert observing.inventory(cuda, [node], now=NOW + 61) == ()
+    del ready["lastTransitionTime"]
+    assert observing.inventory(cuda, [node], now=NOW) == (), "nothing says how long"
+    ready["status"] = "True"
+    assert len(observing.inventory(cuda, [node], now=NOW + 61)) == 1
 
 
 def test_a_plan_shows_its_steps_and_what_it_refused() -> None:
