@@ -238,8 +238,9 @@ def _runtime_ready(view: _View) -> Condition:
 def _replica(view: _View, record: UnitRecord) -> Condition:
     """RuntimeReady as one replica sees it."""
     if record.group.node in view.snapshot.seen.lost:
-        return no(_C.RUNTIME_READY, _R.NODE_LOST, f"node {record.group.node} of unit "
-                  f"{record.unit} is not Ready; bring it back or take it from the pool")  # fmt: skip
+        message = (f"node {record.group.node} of unit {record.unit} is not Ready; bring it back or "
+                   "take it from the pool")  # fmt: skip
+        return no(_C.RUNTIME_READY, _R.NODE_LOST, message)
     refused = view.snapshot.refused.get(record.unit)
     if refused:
         return no(_C.RUNTIME_READY, _R.UNIT_REFUSED_SPEC, refused)
