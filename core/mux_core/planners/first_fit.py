@@ -38,6 +38,9 @@ FLOOR_TOKENS: Final = 2048
 """KV floor of a model that asks for none: room for one such sequence, or its longest."""
 SHARED_DECODE: Final = Percent(50)
 """Decode keeps its speed on half of the SMs (MuxServe, figure 4); two may then overlap."""
+CPU_PREFILL: Final = Percent(50)
+"""On a CPU no part of a step fills all cores: two steps on halves beat one after the other
+(`benchmarks/bench_up_vs_separate.py`, where prefill at 100 % served 0.6 times the rate)."""
 _NO_FLOOR: Final = (SpecError, ArithmeticError, ValueError)
 """A geometry without a KV layout; it must cost its own model the place, not the pool its plan."""
 
@@ -130,7 +133,7 @@ class _Packing:
         if floor - member.kv.guaranteed > self._free(unit) * member.tensor:
             floor = member.kv.guaranteed
         quota = KvQuota(guaranteed=Bytes(floor), limit=Bytes(max(floor, member.kv.limit)))
-        changed = replace(member, share=_share(llm), kv=quota)
+        changed = replace(member, share=self._share(llm, unit), kv=quota)
         rest = tuple(m for m in unit.members if m.model != llm.name)
         self._units[unit.id] = unit.with_members((*rest, changed))
 
@@ -248,14 +251,23 @@ class _Packing:
     ) -> None:  # fmt: skip
         floor = Bytes(need.floor * need.tensor)
         member = Member(
-            model=llm.name, replica=replica, tensor=need.tensor, share=_share(llm),
-            kv=KvQuota(guaranteed=floor, limit=floor),
+            model=llm.name, replica=replica, tensor=need.tensor,
+            share=self._share(llm, unit), kv=KvQuota(guaranteed=floor, limit=floor),
         )  # fmt: skip
         self._units[unit.id] = unit.with_members((*unit.members, member))
         self._steps.append(PlanStep(
             kind=StepKind.START_ENGINE, reason=reason, unit=unit.id, model=llm.name,
             message=f"takes {format_bytes(need.weights)} of weights and "
             f"{format_bytes(need.floor)} of KV floor per GPU"))  # fmt: skip
+
+    def _share(self, llm: Llm, unit: Unit) -> Share:
+        most = llm.sharing.max_percent
+        if llm.sharing.exclusive:
+            return Share(prefill=most, decode=most)
+        least = llm.sharing.min_percent or Percent(1)
+        prefill = CPU_PREFILL if self._nodes[unit.group.node].gpu == "cpu" else Percent(100)
+        return Share(prefill=min(most, max(prefill, least)),
+                     decode=min(most, max(SHARED_DECODE, least)))  # fmt: skip
 
     def _sized(self, unit: Unit) -> Unit:
         """Members borrow up to what weights and the others' floors leave; rates brought up."""
@@ -325,14 +337,6 @@ class _Packing:
             if kept is None:
                 yield PlanStep(kind=StepKind.DELETE_UNIT, reason=PlanReason.SPEC_CHANGED,
                                unit=unit.id)  # fmt: skip
-
-
-def _share(llm: Llm) -> Share:
-    most = llm.sharing.max_percent
-    if llm.sharing.exclusive:
-        return Share(prefill=most, decode=most)
-    least = max(SHARED_DECODE, llm.sharing.min_percent or Percent(1))
-    return Share(prefill=most, decode=min(most, least))
 
 
 __all__ = ["FLOOR_TOKENS", "SHARED_DECODE", "FirstFit", "kv_floor"]
