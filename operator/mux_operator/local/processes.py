@@ -44,11 +44,10 @@ class Identity:
     def runs(self) -> bool:
         """Whether this very process still runs (a zombie does not)."""
         now = identity_of(self.pid)
-        return (
-            now is not None
-            and now.start_ticks == self.start_ticks
-            and now.command[-len(self.command) :] == self.command
-        )
+        if now is None or now.start_ticks != self.start_ticks:
+            return False
+        # In the middle of an exec the command line is empty; pid and start time decide then.
+        return not now.command or now.command[-len(self.command) :] == self.command
 
 
 def identity_of(pid: int) -> Identity | None:

@@ -98,8 +98,9 @@ def test_claiming_after_a_killed_server_ends_what_it_left(tmp_path: Path) -> Non
     killed = DataDir(tmp_path / "d")
     killed.claim()
     left = subprocess.Popen(SLEEP, start_new_session=True)
-    seen = identity_of(left.pid)
-    assert seen is not None
+    # Popen may return in the middle of the exec, when the command line is still empty.
+    while (seen := identity_of(left.pid)) is None or seen.command != tuple(SLEEP):
+        time.sleep(0.01)
     killed.record({"u0": seen})
     (killed.run / "u0-1").mkdir()
     os.close(killed._lock or -1)  # as the kernel does for a killed process
