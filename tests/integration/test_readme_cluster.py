@@ -53,6 +53,7 @@ def test_the_cluster_block_serves_two_models(cluster: Cluster, models: Path) -> 
             cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr + story(cluster)
+        print(done.stdout)
         assert "data: [DONE]" in done.stdout
     finally:
         cluster.kubectl(NAMESPACE)("delete", "llm,gpupool", "--all")
