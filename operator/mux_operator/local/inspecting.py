@@ -4,12 +4,11 @@ import asyncio
 import contextlib
 from typing import Final
 
-from mux_core.checkpoint import Unresolved, from_json
-from mux_core.errors import SpecError
 from mux_core.reasons import Reason
 from mux_core.status import Resolved
 from mux_operator.local.commands import inspect_command
 from mux_operator.local.processes import tied
+from mux_operator.resolving import resolved_from
 
 TIMEOUT_S: Final = 60.0
 
@@ -23,8 +22,8 @@ async def inspect(folder: str, *, source: str) -> Resolved:
     try:
         out, errors = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
     except TimeoutError:
-        return _failed(source, f"{folder}: not read within {TIMEOUT_S:.0f} s; is its file system "
-                       "reachable?")  # fmt: skip
+        message = f"{folder}: not read within {TIMEOUT_S:.0f} s; is its file system reachable?"
+        return Resolved(source=source, error_reason=Reason.INSPECTION_FAILED, message=message)
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -32,19 +31,3 @@ async def inspect(folder: str, *, source: str) -> Resolved:
             await process.wait()
     return resolved_from(out.decode(errors="replace"), errors.decode(errors="replace"),
                          source=source)  # fmt: skip
-
-
-def resolved_from(text: str, errors: str, *, source: str) -> Resolved:
-    """What an inspect run printed, as a status keeps it."""
-    try:
-        found = from_json(text)
-    except SpecError as error:
-        last = errors.strip().splitlines()[-1:] or [str(error)]
-        return _failed(source, last[0])
-    if isinstance(found, Unresolved):
-        return Resolved(source=source, error_reason=found.reason, message=found.message)
-    return Resolved(source=source, geometry=found.geometry, weight_bytes=found.weight_bytes)
-
-
-def _failed(source: str, message: str) -> Resolved:
-    return Resolved(source=source, error_reason=Reason.INSPECTION_FAILED, message=message)
