@@ -262,3 +262,12 @@ async def test_the_other_model_streams_on_while_one_is_deleted(
     assert_reference(await load, checkpoints)
     await asyncio.to_thread(apply_models, stack, MODELS[1])
     await asyncio.to_thread(stack.wait_ready, *MODELS)
+
+
+def test_deleting_the_last_model_removes_the_pod(stack: Installed) -> None:
+    stack.kubectl("delete", "llm", *MODELS)
+    eventually(lambda: not stack.unit_pods(), "no unit pod is left", within=60, every=0.3)
+    assert not stack.served()
+    apply_models(stack, *MODELS)
+    stack.wait_ready(*MODELS)
+    assert len(stack.unit_pods()) == 1
