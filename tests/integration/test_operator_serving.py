@@ -19,6 +19,7 @@ from harness.cluster import Cluster
 from harness.waiting import eventually
 from load import Fate, random_asks, run_load
 from mux_cli.tiny_models import write_demo
+from mux_core.rates import TAU_S
 from operator_builders import llm_manifest
 from operator_cluster import Installed, apply_models, install_crds, installed
 from reference_tokens import greedy_tokens
@@ -167,8 +168,10 @@ def test_what_cannot_be_served_says_why_and_disturbs_nobody(stack: Installed) ->
 async def test_the_operator_measures_what_is_offered(stack: Installed) -> None:
     """Beyond what the unit takes: arrivals count, not completions."""
     offered = Offered(url=stack.url, model=MODELS[0], rate=12.0)
-    asked = asyncio.gather(*(offered.one(number) for number in range(12 * 80)))
-    await asyncio.sleep(offered.began + 75 - time.monotonic())
+    # The mean of a model that was idle before reaches 98 % after four time constants.
+    settled_s = 4 * TAU_S
+    asked = asyncio.gather(*(offered.one(n) for n in range(int(12 * (settled_s + 10)))))
+    await asyncio.sleep(offered.began + settled_s - time.monotonic())
     # Both while requests still arrive: afterwards the rate falls, as it should.
     measured, sent = await asyncio.to_thread(_metric, stack, MODELS[0]), offered.measured()
     codes = await asked

@@ -196,8 +196,8 @@ def test_broken_files_are_refused(tmp_path):
 
 def test_ctrl_c_prints_the_best_so_far(tmp_path):
     path = tmp_path / "large.json"
-    models = [A | {"name": f"m{i}", "rate": 0.5 + i % 7} for i in range(900)]
-    cluster = {"nodes": 512, "gpus_per_node": 8, "gpu": "a100-80gb"}
+    models = [A | {"name": f"m{i}", "rate": 0.5 + i % 7} for i in range(3000)]
+    cluster = {"nodes": 1024, "gpus_per_node": 8, "gpu": "a100-80gb"}
     path.write_text(json.dumps({"cluster": cluster, "models": models}))
     child = subprocess.Popen(
         [*MUXSERVE, "plan", "--workload", str(path), "-o", "json", "--no-bound"],
