@@ -202,6 +202,8 @@ def test_ctrl_c_prints_the_best_so_far(tmp_path):
     child = subprocess.Popen(
         [*MUXSERVE, "plan", "--workload", str(path), "-o", "json", "--no-bound"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background job ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     try:
         _wait_for_progress(child)

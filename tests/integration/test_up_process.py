@@ -93,7 +93,7 @@ def test_a_killed_gateway_comes_back_on_its_port(tiny: Path, tmp_path: Path) -> 
 
 async def test_running_streams_end_whole_when_it_drains(tiny: Path, tmp_path: Path) -> None:
     with muxserve_up(tmp_path, {"one": tiny}) as up:
-        asks = [Ask(model="one", prompt=(7, 8, number), max_tokens=300, ignore_eos=True)
+        asks = [Ask(model="one", prompt=(7, 8, number), max_tokens=1500, ignore_eos=True)
                 for number in range(9, 17)]  # fmt: skip
         load = asyncio.create_task(run_load(up.url, asks))
         await asyncio.sleep(0.7)
