@@ -4,11 +4,15 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
+
 from mux_core.data import read_text
 from mux_core.estimator.muxserve import reference_model
+from mux_core.estimator.reference import ReferenceUnits
 from mux_core.llm import Demand, Llm, SharingPolicy, Slo
 from mux_core.placement import GpuNode
-from mux_core.planning import PlacementProblem, Plan, PlanningPolicy
+from mux_core.planners.strategies import make_planner
+from mux_core.planning import PlacementProblem, Plan, PlanningPolicy, best_plan
 from mux_core.units import GIB, Bytes, ModelName, NodeName
 
 PROFILES = ("llama-7b",) * 12 + ("llama-13b",) * 4 + ("llama-30b",) * 2 + ("llama-65b",)
@@ -129,3 +133,27 @@ def check_legal(problem: PlacementProblem, plan: Plan) -> None:
         assert len(rates) <= llms[name].max_replicas
     limit = problem.policy.gpu_limit
     assert limit is None or len(taken) <= limit
+
+
+PUBLISHED_SYSTEMS = {
+    "muxserve-released": "released",
+    "muxserve-fixed": "index_fixed",
+    "spatial-replicas": "replicas",
+}
+"""Strategies with published estimates, by their column there."""
+
+
+def assert_published(case, strategy):
+    """The strategy's plan of a published case has the published figures."""
+    planner = make_planner(strategy, estimator=ReferenceUnits())
+    found = best_plan(planner, a_problem(published_cases()[case])).prediction
+    row, column = published_estimates()[case], PUBLISHED_SYSTEMS[strategy]
+    assert _score(found.models) == pytest.approx(float(row[f"{column}_score"]), abs=1e-4)
+    assert found.goodput == pytest.approx(float(row[f"{column}_goodput_req_s"]), abs=0.005)
+    assert found.worst_ratio == pytest.approx(float(row[f"{column}_min_ratio"]), abs=5e-4)
+    assert found.gpus_used == int(row[f"{column}_gpus"])
+
+
+def _score(models):
+    offered = sum(m.offered for m in models.values())
+    return sum(m.offered * m.served for m in models.values()) / offered

@@ -88,7 +88,6 @@ class MemberLoad:
     decode_idle: bool = True
     waiting: int = 0
     waiting_tokens: int = 0
-    oldest_wait_ms: int = 0
     head_rows: int = 0
     batch_rows: int = 0
     decoding: int = 0
