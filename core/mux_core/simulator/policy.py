@@ -1,0 +1,67 @@
+"""What a unit's scheduling policy is asked and answers, in the simulator.
+
+Our own policy is `mux_core.adbs.adbs_round` with `mux_core.quota.adapt`, unchanged. The others
+replay what MuxServe released (arXiv 2404.02015, section 3.3; the design of their loop is told in
+`policies`), so that both run on one engine and one clock.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from mux_core.adbs import Limits, Round, UnitLoad
+from mux_core.quota import QuotaClaim
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What a policy may look at beyond `MemberLoad`; `oldest`: arrival of the first waiting one.
+
+    `prompt_tokens`, `output_tokens`: mean lengths stated for the LLM. `rate`: planned, requests/s.
+    """
+
+    oldest: float | None
+    rate: float
+    prompt_tokens: float
+    output_tokens: float
+
+
+class Happening(StrEnum):
+    """What a unit tells its policy besides asking it for rounds."""
+
+    FINISHED = "finished"
+    PREFILLED = "prefilled"
+    PREEMPTED = "preempted"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A round, and when the policy wants to be asked again although nothing happened."""
+
+    round: Round
+    again_at: float | None = None
+
+
+class UnitPolicy(Protocol):
+    """One unit's scheduler; may hold state. Every answer is a function of what it was told."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def limits(self) -> Limits:
+        """What the unit's batches are chosen under."""
+        ...
+
+    def decide(self, load: UnitLoad, queues: Sequence[Queue], now: float) -> Decision:
+        """One round; `queues` in the order of `load.members`."""
+        ...
+
+    def quotas(self, claims: Sequence[QuotaClaim], total: int, now: float) -> Mapping[str, int]:
+        """Units each member may hold; asked at the start, and again as the product asks."""
+        ...
+
+    def happened(self, what: Happening, model: str, now: float) -> None:
+        """A request of `model` finished, was prefilled or lost its rows."""
+        ...
