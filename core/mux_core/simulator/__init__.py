@@ -1,1 +1,1 @@
-"""Units on a virtual clock: the shipped policies on an engine whose step times come from a profile."""
+"""Units on a virtual clock: the shipped policies, on an engine whose steps a profile times."""
