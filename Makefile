@@ -19,7 +19,7 @@ setup: .venv/.installed ## install everything into .venv (once; again when the p
 	  echo "mux_native was NOT built (see above): the slower reference allocator is used and reported"
 	@touch $@
 
-tools: setup ## build the pinned Kubernetes, etcd and Helm for the tests (once, about 12 minutes)
+tools: setup ## build the pinned Kubernetes, etcd and Helm for the tests (once, about 6 minutes on 2 cores)
 	@PYTHONPATH=tests $(BIN)/python -m harness.tools
 
 check: setup ## format, lint, types, layers, generated files
