@@ -37,10 +37,15 @@ class Happening(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A round, and when the policy wants to be asked again although nothing happened."""
+    """A round, and when the policy wants to be asked again although nothing happened.
+
+    `again_at` replaces what earlier answers wished. `keeps_output`: what a request had generated
+    survives its preemption, as in the product; else it starts from its prompt alone.
+    """
 
     round: Round
     again_at: float | None = None
+    keeps_output: bool = True
 
 
 class UnitPolicy(Protocol):
