@@ -15,8 +15,10 @@ from mux_core.costmodel.hardware import gpu_type
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
 from mux_core.costmodel.profile import Profile, profile_of
 from mux_core.costmodel.table import StepTable
+from mux_core.errors import SpecError
 from mux_core.estimator.muxserve import reference_model
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitOutcome
+from mux_core.footprint import FLOOR_TOKENS, kv_floor, weight_floor
 from mux_core.llm import Llm
 from mux_core.placement import Share
 from mux_core.planning import PlanReason
@@ -25,11 +27,13 @@ from mux_core.units import GIB, Bytes, Percent
 RESERVE_BYTES = 2 * GIB
 """Per member and GPU: CUDA contexts of its two hosts, graphs and activations; to be measured."""
 USABLE_FRACTION = 0.95
-FLOOR_TOKENS = 2048
-"""KV a member always has: one sequence of this length, or its longest."""
 ROUNDS = 40
 P99 = 2.33
 LEAST_PERCENT = 10
+CPU_PERCENT = 50
+"""Most that one phase of a member of several takes of a CPU slot: no part of a step fills all cores,
+so two steps on halves beat one after the other (`benchmarks/bench_up_vs_separate.py`, where prefill
+at 100 % served 0.6 times the rate)."""
 
 
 @dataclass(slots=True)
@@ -78,26 +82,32 @@ class QueueingUnits:
             for kind in kinds
             if kind.gpus in self._profile(llm, kind.gpu).table.tensors
             and (not llm.allowed_tensor or kind.gpus in llm.allowed_tensor)
-            and self.footprint(llm, kind) < 1
+            and self._holds(llm, kind)
         ]
         return tuple(sorted(found))
+
+    def _holds(self, llm: Llm, kind: GroupKind) -> bool:
+        try:
+            return self.footprint(llm, kind) <= 1
+        except SpecError:  # no KV layout on that many GPUs
+            return False
 
     def cost_key(self, llm: Llm) -> Hashable:
         demand, sharing = llm.demand, llm.sharing
         return (
             llm.profile or llm.geometry, llm.weight_bytes, llm.slo, demand.prompt_tokens,
             demand.output_tokens, demand.burstiness, sharing.min_percent, sharing.max_percent,
-            sharing.kv_request,
+            sharing.kv_request, sharing.exclusive,
         )  # fmt: skip
 
     def footprint(self, llm: Llm, kind: GroupKind) -> float:
         return self._held_bytes(llm, kind) / self.room_bytes(kind)
 
     def outcome(self, kind: GroupKind, asks: Sequence[Ask]) -> UnitOutcome:
-        """Prediction with the shares asked for, or with the first division that suffices."""
-        if all(ask.share is not None for ask in asks):
-            return self._judge(kind, [self._state(kind, ask, ask.share.decode)
-                                      for ask in asks if ask.share is not None])  # fmt: skip
+        """Prediction with the shares asked for, or with the first division that suffices.
+
+        Shares that are given stay; the others divide what those leave.
+        """
         best: UnitOutcome | None = None
         for percents in self._divisions(kind, asks):
             states = [
@@ -122,29 +132,31 @@ class QueueingUnits:
     def _divisions(self, kind: GroupKind, asks: Sequence[Ask]) -> list[list[int]]:
         """Decode shares to try: by decode work, then equal ones; each within the LLM's bounds."""
         if len(asks) == 1:
-            return [[asks[0].llm.sharing.max_percent]]
+            return [self._divide(kind, asks, [1.0])]
         work = []
         for ask in asks:
             state = self._state(kind, ask, 100)
             step = self._decode(kind, state, 1.0)
             work.append(ask.rate * ask.llm.demand.output_tokens * step)
-        by_work = self._divide(asks, work)
-        equal = self._divide(asks, [1.0] * len(asks))
+        by_work = self._divide(kind, asks, work)
+        equal = self._divide(kind, asks, [1.0] * len(asks))
         return [by_work] if by_work == equal else [by_work, equal]
 
-    def _divide(self, asks: Sequence[Ask], weights: Sequence[float]) -> list[int]:
+    def _divide(
+        self, kind: GroupKind, asks: Sequence[Ask], weights: Sequence[float]
+    ) -> list[int]:
         """100 % in whole steps, in proportion to `weights` above each floor."""
-        floors = [max(LEAST_PERCENT, ask.llm.sharing.min_percent or 0) for ask in asks]
-        spare = max(0, 100 - sum(floors))
+        bounds = [_bounds(kind, ask, len(asks)) for ask in asks]
+        spare = max(0, 100 - sum(least for least, _ in bounds))
         total = sum(weights) or 1.0
         parts = []
-        for ask, floor, weight in zip(asks, floors, weights, strict=True):
+        for (least, most), weight in zip(bounds, weights, strict=True):
             extra = int(spare * weight / total) // self.step * self.step
-            parts.append(min(ask.llm.sharing.max_percent, floor + extra))
+            parts.append(min(most, least + extra))
         left = 100 - sum(parts)
         order = sorted(range(len(parts)), key=lambda i: (-weights[i], i))
         for index in order:
-            more = min(left, asks[index].llm.sharing.max_percent - parts[index])
+            more = min(left, bounds[index][1] - parts[index])
             if more > 0:
                 parts[index] += more
                 left -= more
@@ -240,7 +252,8 @@ class QueueingUnits:
         tpot_p99 = state.step_s / state.alone_s * spread
         outcome = MemberOutcome(
             served=state.ask.rate * min(1.0, 1.0 / max(use, 1e-9)),
-            share=state.ask.share or Share(prefill=Percent(100), decode=Percent(state.percent)),
+            share=state.ask.share
+            or Share(prefill=_prefill_percent(kind, state.ask), decode=Percent(state.percent)),
             kv=self._kv_part(states, state, room, kind),
             utilisation=use,
             ttft_mean_s=wait + state.prefill_s,
@@ -254,7 +267,8 @@ class QueueingUnits:
         """The floor, and of the rest a part in proportion to need."""
         needs = [max(s.batch, 0.01) * s.sequence_bytes for s in states]
         mine = max(state.batch, 0.01) * state.sequence_bytes
-        return Bytes(int(_kv_floor(state.ask.llm) + max(0.0, room) * mine / sum(needs)))
+        floor = _kv_floor_bytes(state.ask.llm, kind)
+        return Bytes(int(floor + max(0.0, room) * mine / sum(needs)))
 
     def _verdict(
         self,
@@ -298,7 +312,8 @@ class QueueingUnits:
 
     def _held_bytes(self, llm: Llm, kind: GroupKind) -> float:
         reserve = 0 if kind.gpu == "cpu" else RESERVE_BYTES * kind.gpus
-        return llm.weight_bytes + reserve + _kv_floor(llm)
+        weights = weight_floor(llm, tensor=kind.gpus) * kind.gpus
+        return weights + reserve + _kv_floor_bytes(llm, kind)
 
     def _profile(self, llm: Llm, gpu: str) -> Profile:
         key = (llm.profile or llm.geometry, "" if llm.profile else gpu)
@@ -319,9 +334,30 @@ def _overhead_s(llm: Llm) -> float:
     return reference_model(llm.profile or "").overhead_s if shipped else 5e-5
 
 
-def _kv_floor(llm: Llm) -> float:
-    longest = llm.geometry.max_model_len if llm.geometry else FLOOR_TOKENS
-    return max(float(llm.sharing.kv_request), min(FLOOR_TOKENS, longest) * _kv_per_token(llm))
+def _kv_floor_bytes(llm: Llm, kind: GroupKind) -> float:
+    if llm.geometry is not None:
+        return kv_floor(llm, tensor=kind.gpus) * kind.gpus
+    return max(float(llm.sharing.kv_request), FLOOR_TOKENS * _kv_per_token(llm))
+
+
+def _bounds(kind: GroupKind, ask: Ask, members: int) -> tuple[int, int]:
+    """Least and most decode percent of one member of several."""
+    if ask.share is not None:
+        return ask.share.decode, ask.share.decode
+    sharing = ask.llm.sharing
+    least = max(min(LEAST_PERCENT, 100 // members), sharing.min_percent or 0)
+    most = int(sharing.max_percent)
+    if kind.gpu == "cpu" and not sharing.exclusive:
+        most = min(most, max(CPU_PERCENT, least))
+    return min(least, most), most
+
+
+def _prefill_percent(kind: GroupKind, ask: Ask) -> Percent:
+    """A whole GPU, half of a CPU slot; within the LLM's bounds."""
+    sharing = ask.llm.sharing
+    if kind.gpu != "cpu" or sharing.exclusive:
+        return sharing.max_percent
+    return Percent(min(sharing.max_percent, max(CPU_PERCENT, sharing.min_percent or 0)))
 
 
 def _served(outcome: UnitOutcome) -> float:

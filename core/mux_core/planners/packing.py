@@ -64,12 +64,15 @@ class Oracle:
     _solo: dict[tuple[int, GroupKind], float] = field(default_factory=dict)
     _keys: dict[Hashable, int] = field(default_factory=dict)
     _footprints: dict[tuple[int, GroupKind], float] = field(default_factory=dict)
+    closed: frozenset[tuple[ModelName, int]] = frozenset()
+    """LLMs that may not join a bin that continues the current unit of that index."""
     asked: int = 0
     """Estimates made so far: the measure of work that a search budget counts."""
 
     def forget_items(self) -> None:
         """Starts a new problem; answers stay, they depend on costs and rates alone."""
         self.items = []
+        self.closed = frozenset()
         self._footprints.clear()
         if len(self._fits) > MAX_REMEMBERED:
             self._fits.clear()
@@ -110,18 +113,22 @@ class Oracle:
         return self.make(there.kind, [*others, (item.index, had + rate)], there.fixed)
 
     def may_join(self, there: Bin, item: Item) -> bool:
-        """The rules that need no estimate: tenants, exclusiveness, counts, memory."""
+        """The rules that need no estimate, and no more members than a search considers."""
+        return len(there.members) < MAX_MEMBERS and self.allows(there, item)
+
+    def allows(self, there: Bin, item: Item) -> bool:
+        """The rules that need no estimate: tenants, exclusiveness, memory, what a unit can read."""
         kind = there.kind
+        if (item.name, there.fixed) in self.closed:
+            return False
         if not there.members:
             return kind in item.kinds
-        if len(there.members) >= MAX_MEMBERS or not self.policy.allow_sharing:
-            return False
-        if kind not in item.kinds or item.llm.sharing.exclusive:
+        if not self.policy.allow_sharing or kind not in item.kinds or item.llm.sharing.exclusive:
             return False
         limit = self.policy.max_tensor_members
         if limit is not None and kind.gpus > 1 and len(there.members) >= limit:
             return False
-        if there.footprint + self.footprint(item, kind) >= 1:
+        if there.footprint + self.footprint(item, kind) > 1:
             return False
         for index, _ in there.members:
             other = self.items[index]
