@@ -5,13 +5,33 @@ replay what MuxServe released (arXiv 2404.02015, section 3.3; the design of thei
 `policies`), so that both run on one engine and one clock.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from mux_core.adbs import Limits, Round, UnitLoad
+from mux_core.estimator.unit import GroupKind
+from mux_core.llm import Llm
+from mux_core.placement import Unit
 from mux_core.quota import QuotaClaim
+from mux_core.units import ModelName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitSetting:
+    """The unit a policy is made for.
+
+    KV is counted in head units over all GPUs of the unit: `kv_units` in all, `row_units` by model
+    in one row, which holds `block_tokens` tokens.
+    """
+
+    unit: Unit
+    kind: GroupKind
+    llms: Mapping[ModelName, Llm]
+    kv_units: int
+    row_units: Mapping[ModelName, int]
+    block_tokens: Mapping[ModelName, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +83,18 @@ class UnitPolicy(Protocol):
         """One round; `queues` in the order of `load.members`."""
         ...
 
-    def quotas(self, claims: Sequence[QuotaClaim], total: int, now: float) -> Mapping[str, int]:
-        """Units each member may hold; asked at the start, and again as the product asks."""
+    def quotas(self, claims: Sequence[QuotaClaim], total: int, now: float, *,
+               urgent: str | None = None) -> Mapping[str, int]:  # fmt: skip
+        """Units each member may hold; asked at the start, and again as the product asks.
+
+        `urgent`: who has waited longest for units, once that is too long.
+        """
         ...
 
     def happened(self, what: Happening, model: str, now: float) -> None:
         """A request of `model` finished, was prefilled or lost its rows."""
         ...
+
+
+PolicyFactory = Callable[[UnitSetting], UnitPolicy]
+"""Makes the policy of one unit; called once per unit and plan."""
