@@ -165,6 +165,11 @@ class Round:
     preempts: tuple[Preempt, ...]
     turn: Turn
 
+    @property
+    def short_of_kv(self) -> frozenset[str]:
+        """Members held for lack of KV."""
+        return frozenset(h.model for h in self.held if h.why in _LACKS_KV)
+
 
 def decode_bound(members: int, limits: Limits) -> int:
     """Grants to others that a ready decode waits for, at most."""
@@ -393,7 +398,8 @@ class _Desk:
         self._hold(m, phase, Why.NO_KV if inside else Why.QUOTA)
 
 
-_NOT_PASSED = frozenset({Why.HOST_BUSY, Why.QUOTA, Why.NO_KV})
+_LACKS_KV = frozenset({Why.QUOTA, Why.NO_KV})
+_NOT_PASSED = _LACKS_KV | {Why.HOST_BUSY}
 
 
 @lru_cache(maxsize=1024)

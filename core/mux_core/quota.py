@@ -8,8 +8,17 @@ present only, so calling it twice changes nothing. Sum of quotas <= total, alway
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from mux_core.errors import SpecError
+
+ADAPT_EVERY_S: Final = 1.0
+ADAPT_AFTER_HOLD_S: Final = 0.05
+URGENT_AFTER_S: Final = 2.0
+"""Quotas are looked at so often, so soon after a member was held for lack of KV; past the last one
+its want comes before all borrowing."""
+_LEAST_RATE: Final = 0.1
+"""Requests/s a member counts for when KV is shared, though its plan expected none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +31,11 @@ class QuotaClaim:
     used: int = 0
     wanted: int = 0
     weight: float = 1.0
+
+
+def claim_weight(rate: float) -> float:
+    """Weight of a member whose plan counts on `rate` requests/s."""
+    return _LEAST_RATE + rate
 
 
 def ceiling(model: str, claims: Sequence[QuotaClaim], total: int) -> int:

@@ -5,6 +5,7 @@ table it got. Order: models by served name, endpoints by unit id.
 """
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 from mux_core.errors import SpecError
@@ -52,6 +53,18 @@ class RouteTable:
 
     def route(self, served_name: str) -> Route | None:
         return next((route for route in self.routes if route.served_name == served_name), None)
+
+
+def planned_weight(rate: float) -> float:
+    """Weight of an endpoint whose plan sends it `rate` requests/s."""
+    return max(rate, 1.0)
+
+
+def least_loaded(
+    endpoints: Iterable[Endpoint], outstanding: Callable[[Endpoint], int]
+) -> Endpoint | None:
+    """Who serves next: the least outstanding requests, then the larger weight, then the unit id."""
+    return min(endpoints, key=lambda e: (outstanding(e), -e.weight, e.unit), default=None)
 
 
 def to_json(table: RouteTable) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from mux_core.carriers import live_carrier
 from mux_core.problem import served_names
 from mux_core.reasons import Reason
-from mux_core.routes import Endpoint, Route, RouteTable
+from mux_core.routes import Endpoint, Route, RouteTable, planned_weight
 from mux_core.snapshot import Carrier, CarrierState, LlmObject, Observation, Snapshot, UnitRecord
 from mux_core.units import UnitId
 from mux_core.unitspec import MemberSpec
@@ -88,7 +88,7 @@ def _endpoint(unit: UnitId, carrier: Carrier, member: MemberSpec) -> Endpoint | 
     if carrier.address is None:
         return None
     return Endpoint(unit=unit, host=carrier.address.host, port=carrier.address.internal,
-                    weight=max(member.rate, 1.0))  # fmt: skip
+                    weight=planned_weight(member.rate))  # fmt: skip
 
 
 def _as_published(

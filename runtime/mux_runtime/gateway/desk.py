@@ -1,8 +1,7 @@
 """Gives each request an endpoint, or makes it wait until there is one.
 
-The endpoint with the least outstanding requests serves next; ties go to the larger weight, then
-to the smaller unit id. An endpoint that could not be reached is left alone for a moment. Waiting
-requests are released in the order in which they came, a few at a time.
+`mux_core.routes.least_loaded` says which. One that could not be reached is left alone for a moment.
+Waiting requests are released in the order in which they came, a few at a time.
 """
 
 import asyncio
@@ -13,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Final
 
-from mux_core.routes import Endpoint, Route, RouteTable
+from mux_core.routes import Endpoint, Route, RouteTable, least_loaded
 
 Address = tuple[str, int]
 Waiter = tuple[int, asyncio.Future[None]]
@@ -164,10 +163,10 @@ class Desk:
         free = [endpoint for endpoint in route.endpoints
                 if (address_of(endpoint), route.served_name) not in self._paused]  # fmt: skip
         others = [endpoint for endpoint in free if address_of(endpoint) != avoid]
-        return min(others or free, key=self._preference, default=None)
+        return least_loaded(others or free, self._requests_at)
 
-    def _preference(self, endpoint: Endpoint) -> tuple[int, float, str]:
-        return (self._outstanding[address_of(endpoint)], -endpoint.weight, endpoint.unit)
+    def _requests_at(self, endpoint: Endpoint) -> int:
+        return self._outstanding[address_of(endpoint)]
 
     async def _wait(self, name: str, place: int, deadline: float) -> None:
         if self._closed:

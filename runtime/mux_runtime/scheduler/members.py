@@ -5,6 +5,7 @@ from bisect import insort
 from dataclasses import dataclass, field
 
 from mux_core.adbs import Limits, MemberLoad
+from mux_core.batching import growing_rows, head_rows, is_at_edge, prefill_batch
 from mux_core.engine import KVGeometry, Phase
 from mux_core.errors import InvariantError
 from mux_core.lifecycle import MEMBER, MemberEvent, MemberState, advance
@@ -146,41 +147,25 @@ class Member:
         insort(self.queue, request, key=lambda r: r.order)
 
     def batch(self, limits: Limits) -> tuple[list[Request], list[int]]:
-        """Requests of the next prefill step in order, and the rows each needs in it.
-
-        Those already on the host come first; then the queue, while tokens fit the budget. A
-        request longer than the budget goes over several steps.
-        """
-        chosen: list[Request] = []
-        rows: list[int] = []
-        budget = limits.prefill_tokens
-        seats = limits.max_seqs - self.running
+        """Requests of the next prefill step in order, and the rows each needs in it."""
         residents = sorted(self.prefill.residents.values(), key=lambda r: r.order)
-        for request in residents + self.queue[: max(0, seats)]:
-            missing = request.length - request.computed
-            fresh = request.computed == 0 and request.rid not in self.prefill.residents
-            if budget <= 0 or (chosen and fresh and missing > budget):
-                break
-            now = min(missing, budget)
-            have = self.geometry.rows_for(request.computed)
-            chosen.append(request)
-            rows.append(self.geometry.rows_for(request.computed + now) - have)
-            budget -= now
-        return chosen, rows
+        return prefill_batch(residents, self.queue, limits=limits, running=self.running,
+                             block_tokens=self.geometry.block_tokens)  # fmt: skip
 
     def head_rows(self, chosen: list[Request], rows: list[int]) -> int:
         """Rows without which the first of the batch is not worth starting."""
         first = chosen[0]
-        if first.rid in self.prefill.residents:
-            return max(rows[0], self.prefill.starved_rows and 1)
-        return self.geometry.rows_for(first.length)
+        return head_rows(
+            rows[0], first, resident=first.rid in self.prefill.residents,
+            starved_rows=self.prefill.starved_rows, block_tokens=self.geometry.block_tokens,
+        )  # fmt: skip
 
     def growing_rows(self) -> int:
         """Rows with which every decoding request can write its last token's K and V."""
         block = self.geometry.block_tokens
         decoding = [*self.decode.residents.values(), *self.crossing]
-        own = sum((request.length - 1) % block == 0 for request in decoding)
-        return min(len(decoding), max(own, self.decode.starved_rows))
+        at_edge = sum(is_at_edge(request.length, block) for request in decoding)
+        return growing_rows(at_edge, len(decoding), self.decode.starved_rows)
 
     def _leasable(self, frees: int) -> int | None:
         if self.lease_cap is None or self.lease_cap[0] != frees:

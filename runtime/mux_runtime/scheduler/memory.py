@@ -8,19 +8,15 @@ moment, give back their youngest requests.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from mux_core.batching import wanted_rows
 from mux_core.errors import CapacityError
-from mux_core.quota import QuotaClaim, adapt
+from mux_core.quota import QuotaClaim, adapt, claim_weight
 from mux_core.units import format_bytes
 from mux_core.unitspec import MemberSpec
 from mux_runtime.engines.host import EngineDescription
 from mux_runtime.kvpool.allocator import Allocator, Owner, Span
 from mux_runtime.scheduler.keeping import DoesNotFit
 from mux_runtime.scheduler.members import Member
-
-_LEAST_RATE = 0.1
-"""Requests/s a member counts for when KV is shared, though its plan expected none."""
-_QUEUE_SEEN = 64
-"""Waiting requests that count for a member's wish; more would not change who is short."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,7 +92,7 @@ class UnitMemory:
             QuotaClaim(
                 model=m.model, floor=m.floor, limit=max(m.limit, m.floor),
                 used=m.units_used(self.allocator), wanted=_wanted(m),
-                weight=_LEAST_RATE + m.spec.rate,
+                weight=claim_weight(m.spec.rate),
             )
             for m in members if m.card is not None
         ]  # fmt: skip
@@ -113,11 +109,10 @@ class UnitMemory:
 def _wanted(member: Member) -> int:
     """Units that would let everything of this member run."""
     geometry = member.geometry
-    rows = member.growing_rows() + len(member.decode.residents) // 4 + 1
-    for request in member.queue[:_QUEUE_SEEN]:
-        rows += geometry.rows_for(request.length)
-    for request in member.prefill.residents.values():
-        rows += geometry.rows_for(request.length) - geometry.rows_for(request.computed)
+    rows = wanted_rows(
+        member.growing_rows(), len(member.decode.residents), member.queue,
+        member.prefill.residents.values(), block_tokens=geometry.block_tokens,
+    )  # fmt: skip
     return rows * geometry.row_units
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mux_core.adbs import GrantDecision, Preempt, Round, Turn, UnitLoad, Why, adbs_round
+from mux_core.batching import covered, victims
 from mux_core.engine import Grant, Phase, Row
 from mux_core.errors import InvariantError, PeerError
 from mux_core.lifecycle import HostEvent, HostState, RequestEvent
@@ -168,10 +169,7 @@ class Rounds:
             member.crossing.clear()
             return
         chosen, rows = member.batch(self.settings.limits)
-        for request, need in zip(chosen, rows, strict=True):
-            leased -= need
-            if leased < 0:
-                return
+        for request in chosen[: covered(rows, leased)]:
             if request.rid not in slot.residents:
                 member.queue.remove(request)
                 request.admit(self._clock())
@@ -200,11 +198,9 @@ class Rounds:
             return
         running = [r for s in member.slots.values() for r in s.residents.values()]
         running = sorted([*running, *member.crossing], key=lambda r: -r.order)
-        units = preempt.units
-        for request in running[: max(1, len(running) - 1)]:
-            if units <= 0:
-                break
-            units -= member.geometry.rows_for(request.length) * member.geometry.row_units
+        geometry = member.geometry
+        for request in victims(running, preempt.units, row_units=geometry.row_units,
+                               block_tokens=geometry.block_tokens):  # fmt: skip
             _log.info("preempted request=%s model=%s why=%s", request.rid, member.model,
                       preempt.why)  # fmt: skip
             self.take_back(member, request)
@@ -222,7 +218,7 @@ class Rounds:
 
     def _note_holds(self, outcome: Round) -> None:
         """Members short of KV get their quotas looked at soon, the longest short one first."""
-        short = {h.model for h in outcome.held if h.why in (Why.QUOTA, Why.NO_KV)}
+        short = outcome.short_of_kv
         for model in short:
             member = self.members[model]
             if member.held_since is None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from mux_core.adbs import Limits
+from mux_core.quota import ADAPT_AFTER_HOLD_S, ADAPT_EVERY_S, URGENT_AFTER_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +21,8 @@ class Settings:
     backoff_s: float = 0.25
     stable_s: float = 60.0
     max_crashes: int = 3
-    adapt_every_s: float = 1.0
-    adapt_after_hold_s: float = 0.05
-    urgent_after_s: float = 2.0
+    adapt_every_s: float = ADAPT_EVERY_S
+    adapt_after_hold_s: float = ADAPT_AFTER_HOLD_S
+    urgent_after_s: float = URGENT_AFTER_S
     reclaim_after_s: float = 2.0
     audit_every_s: float = 5.0
