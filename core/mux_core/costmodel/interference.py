@@ -24,5 +24,18 @@ class Interference:
         """Factor on decode steps that together ask for `asked` of the data sheet's bandwidth."""
         return max(1.0, asked / self.bus_efficiency)
 
+    def decode_factor(self, prefilling: float) -> float:
+        """Factor on decode steps while prefills run for that part of the time."""
+        return 1 + self.decode_by_prefill * min(1.0, prefilling)
+
+    def prefill_factor(self, *, decoding: bool) -> float:
+        """Factor on a prefill beside decodes, if there are any."""
+        return 1 + self.prefill_by_decode * decoding
+
+
+def bus_share(read_bytes: float, seconds: float, *, bandwidth: float) -> float:
+    """Part of the data sheet's bandwidth that a step asks for which reads so much in that time."""
+    return read_bytes / (seconds * bandwidth)
+
 
 DEFAULT_INTERFERENCE = Interference()

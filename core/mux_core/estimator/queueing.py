@@ -12,21 +12,23 @@ from dataclasses import dataclass, field, replace
 from math import erf, exp, log, sqrt
 
 from mux_core.costmodel.hardware import gpu_type
-from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
+from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference, bus_share
 from mux_core.costmodel.profile import Profile, profile_of
 from mux_core.costmodel.table import StepTable
 from mux_core.errors import SpecError
-from mux_core.estimator.muxserve import reference_model
+from mux_core.estimator.memory import (
+    fixed_bytes,
+    kv_floor_bytes,
+    kv_per_token,
+    overhead_s,
+    room_bytes,
+)
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitOutcome
-from mux_core.footprint import FLOOR_TOKENS, kv_floor, weight_floor
 from mux_core.llm import Llm
 from mux_core.placement import Share
 from mux_core.planning import PlanReason
-from mux_core.units import GIB, Bytes, Percent
+from mux_core.units import Bytes, Percent
 
-RESERVE_BYTES = 2 * GIB
-"""Per member and GPU: CUDA contexts of its two hosts, graphs and activations; to be measured."""
-USABLE_FRACTION = 0.95
 ROUNDS = 40
 P99 = 2.33
 LEAST_PERCENT = 10
@@ -142,9 +144,7 @@ class QueueingUnits:
         equal = self._divide(kind, asks, [1.0] * len(asks))
         return [by_work] if by_work == equal else [by_work, equal]
 
-    def _divide(
-        self, kind: GroupKind, asks: Sequence[Ask], weights: Sequence[float]
-    ) -> list[int]:
+    def _divide(self, kind: GroupKind, asks: Sequence[Ask], weights: Sequence[float]) -> list[int]:
         """100 % in whole steps, in proportion to `weights` above each floor."""
         bounds = [_bounds(kind, ask, len(asks)) for ask in asks]
         spare = max(0, 100 - sum(least for least, _ in bounds))
@@ -174,12 +174,12 @@ class QueueingUnits:
             profile=profile,
             percent=percent,
             prefill_s=prefill / few,
-            sequence_bytes=_kv_per_token(llm) * (demand.prompt_tokens + demand.output_tokens),
-            token_bytes=_kv_per_token(llm),
+            sequence_bytes=kv_per_token(llm) * (demand.prompt_tokens + demand.output_tokens),
+            token_bytes=kv_per_token(llm),
             weight_bytes=llm.weight_bytes,
             largest=profile.largest_batch(kind.gpus),
             context=demand.prompt_tokens + demand.output_tokens / 2,
-            overhead_s=_overhead_s(llm),
+            overhead_s=overhead_s(llm),
         )
 
     def _decode(self, kind: GroupKind, state: _State, batch: float) -> float:
@@ -202,10 +202,10 @@ class QueueingUnits:
     def _settle(self, kind: GroupKind, states: list[_State]) -> float:
         """Batches and step times at the fixed point; the share of time that prefills run."""
         busy_decodes = len(states) > 1
-        slower = 1 + self.interference.prefill_by_decode * busy_decodes
+        slower = self.interference.prefill_factor(decoding=busy_decodes)
         prefill_busy = sum(s.ask.rate * s.prefill_s for s in states) * slower
         most = 2 * self.room_bytes(kind)
-        by_prefill = 1 + self.interference.decode_by_prefill * min(1.0, prefill_busy)
+        by_prefill = self.interference.decode_factor(prefill_busy)
         for _ in range(ROUNDS):
             for state in states:
                 state.alone_s = self._decode(kind, state, state.batch)
@@ -232,7 +232,8 @@ class QueueingUnits:
         for state in states:
             kv = state.batch * state.context * state.token_bytes
             per_step = (state.weight_bytes + kv) / kind.gpus
-            asked += (1 - exp(-state.batch)) * per_step / (state.alone_s * bandwidth)
+            busy = 1 - exp(-state.batch)
+            asked += busy * bus_share(per_step, state.alone_s, bandwidth=bandwidth)
         return asked
 
     def _member(
@@ -267,7 +268,7 @@ class QueueingUnits:
         """The floor, and of the rest a part in proportion to need."""
         needs = [max(s.batch, 0.01) * s.sequence_bytes for s in states]
         mine = max(state.batch, 0.01) * state.sequence_bytes
-        floor = _kv_floor_bytes(state.ask.llm, kind)
+        floor = kv_floor_bytes(state.ask.llm, kind)
         return Bytes(int(floor + max(0.0, room) * mine / sum(needs)))
 
     def _verdict(
@@ -306,38 +307,16 @@ class QueueingUnits:
         return ""
 
     def room_bytes(self, kind: GroupKind) -> float:
-        """Memory of a group that weights, reserves and KV may take."""
-        fraction = 1.0 if kind.gpu == "cpu" else USABLE_FRACTION
-        return fraction * kind.gpus * kind.memory
+        return room_bytes(kind)
 
     def _held_bytes(self, llm: Llm, kind: GroupKind) -> float:
-        reserve = 0 if kind.gpu == "cpu" else RESERVE_BYTES * kind.gpus
-        weights = weight_floor(llm, tensor=kind.gpus) * kind.gpus
-        return weights + reserve + _kv_floor_bytes(llm, kind)
+        return fixed_bytes(llm, kind) + kv_floor_bytes(llm, kind)
 
     def _profile(self, llm: Llm, gpu: str) -> Profile:
         key = (llm.profile or llm.geometry, "" if llm.profile else gpu)
         if key not in self._profiles:
             self._profiles[key] = profile_of(llm, gpu, self.tables)
         return self._profiles[key]
-
-
-def _kv_per_token(llm: Llm) -> float:
-    if llm.geometry is not None:
-        return llm.geometry.kv_bytes_per_token
-    return reference_model(llm.profile or "").kv_gb_per_token * GIB
-
-
-def _overhead_s(llm: Llm) -> float:
-    """Scheduling per sequence and step: as released for the shipped tables, else half of that."""
-    shipped = llm.geometry is None and llm.profile is not None
-    return reference_model(llm.profile or "").overhead_s if shipped else 5e-5
-
-
-def _kv_floor_bytes(llm: Llm, kind: GroupKind) -> float:
-    if llm.geometry is not None:
-        return kv_floor(llm, tensor=kind.gpus) * kind.gpus
-    return max(float(llm.sharing.kv_request), FLOOR_TOKENS * _kv_per_token(llm))
 
 
 def _bounds(kind: GroupKind, ask: Ask, members: int) -> tuple[int, int]:
