@@ -70,7 +70,7 @@ class ScriptedHost:
     def __init__(self, order: HostOrder, shape: KVGeometry, description: EngineDescription) -> None:
         self.order, self.shape, self.description = order, shape, description
         self.lost = asyncio.Event()
-        self.pid, self.ending = order.epoch, ""
+        self.pid, self.sms, self.ending = order.epoch, 0, ""
         self.stuck = ""
         self.seqs: dict[str, _Seq] = {}
         self.gate: asyncio.Event | None = None

@@ -178,9 +178,15 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostStats:
-    """A host's own account of itself; lengths in requests, sizes in rows and bytes."""
+    """A host's own account of itself; lengths in requests, sizes in rows and bytes.
+
+    `sms` is how many multiprocessors its GPU context sees and `device_bytes` the most GPU memory
+    its allocator held; both 0 without a GPU.
+    """
 
     waiting: int
     running: int
     owned_rows: int
     peak_bytes: int
+    device_bytes: int = 0
+    sms: int = 0

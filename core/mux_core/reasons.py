@@ -147,8 +147,10 @@ REASONS: Final[Mapping[ConditionType, Mapping[Truth, frozenset[Reason]]]] = {
         Truth.TRUE: frozenset({_R.SERVING}),
         Truth.FALSE: frozenset({_R.STARTING, _R.DRAINING, _R.ENGINE_CRASHED, _R.UNIT_NOT_READY,
                                 _R.UNIT_REFUSED_SPEC, _R.NODE_LOST, _R.NOT_FOUND,
-                                _R.UNSUPPORTED_MODEL, _R.CORRUPT_CHECKPOINT,
-                                _R.TOKENIZER_MISSING, _R.DOES_NOT_FIT}),
+                                _R.UNSUPPORTED_MODEL, _R.UNSUPPORTED_VERSION,
+                                _R.CORRUPT_CHECKPOINT, _R.TOKENIZER_MISSING, _R.DOES_NOT_FIT,
+                                _R.SM_COUNT_MISMATCH, _R.NO_LIMIT_OBSERVED,
+                                _R.MPS_UNAVAILABLE}),
         Truth.UNKNOWN: frozenset({_R.UNIT_UNREACHABLE}),
     },
     _C.SHARE_VERIFIED: {

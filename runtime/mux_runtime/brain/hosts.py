@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from mux_core.engine import Grant, KVHandoff, Sampling, StepResult
@@ -19,6 +20,7 @@ from mux_core.unitspec import MemberSpec
 from mux_runtime.brain.gates import StartGate
 from mux_runtime.engines.host import EngineDescription
 from mux_runtime.scheduler.links import Host, HostOrder
+from mux_runtime.sm.partition import SmPartitioner
 from mux_runtime.supervisor import protocol
 from mux_runtime.supervisor.main import UnitPaths
 from mux_runtime.wire import HostLink
@@ -31,16 +33,21 @@ _OPEN_S: Final = 900.0
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class HostProcess:
-    """One life of a host; keeps `mux_runtime.scheduler.links.Host`."""
+    """One life of a host; keeps `mux_runtime.scheduler.links.Host`.
+
+    `check_share` is given its pid and the SMs it sees; it raises when those are not its share.
+    """
 
     name: str
     leave: Callable[[], None]
+    check_share: Callable[[int, int], None]
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     hello: "asyncio.Future[HostLink]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     pid: int = 0
+    sms: int = 0
     ending: str = ""
     starting: bool = True
 
@@ -58,7 +65,10 @@ class HostProcess:
     async def open(self) -> EngineDescription:
         try:
             async with asyncio.timeout(_OPEN_S):
-                return await self.link.open()
+                card = await self.link.open()
+                self.sms = (await self.link.stats()).sms
+                await asyncio.to_thread(self.check_share, self.pid, self.sms)
+                return card
         except TimeoutError as error:
             raise PeerError(f"host {self.name}: not open after {_OPEN_S:.0f} s") from error
         except PeerError as error:
@@ -104,12 +114,14 @@ class SupervisedHosts:
 
     def __init__(self, *, paths: UnitPaths, gate: StartGate, unit_bytes: int,
                  wanted: Callable[[str], MemberSpec],
-                 drop_weights: Callable[[str], None], device: str = "cpu") -> None:  # fmt: skip
+                 drop_weights: Callable[[str], None], partition: SmPartitioner,
+                 device: str = "cpu") -> None:  # fmt: skip
         self._paths = paths
         self._gate = gate
         self._unit_bytes = unit_bytes
         self._wanted = wanted
         self._drop_weights = drop_weights
+        self._partition = partition
         self._device = device
         self._alive: dict[str, HostProcess] = {}
         self._arenas: dict[str, str] = {}
@@ -135,9 +147,11 @@ class SupervisedHosts:
     async def start(self, order: HostOrder) -> Host:
         await self._gate.enter()
         name = _name(order)
-        process = HostProcess(name=name, leave=self._gate.leave)
+        check = partial(self._check_share, name, order.percent)
+        process = HostProcess(name=name, leave=self._gate.leave, check_share=check)
         self._alive[name] = process
-        self._ask({"op": "start", "name": name, "argv": self._argv(order), "env": self._env(order)})
+        self._ask({"op": "start", "name": name, "argv": self._argv(order),
+                   "env": self._partition.environment(order.percent)})  # fmt: skip
         try:
             async with asyncio.timeout(_HELLO_S):
                 await process.hello
@@ -149,6 +163,7 @@ class SupervisedHosts:
         process = self._alive.get(_name(order))
         if process is None:
             return
+        await asyncio.to_thread(self._partition.release, process.pid)
         self._ask({"op": "kill", "name": process.name})
         await process.gone.wait()
         process.started()
@@ -207,10 +222,8 @@ class SupervisedHosts:
             argv += ["--max-model-len", str(spec.max_model_len)]
         return argv
 
-    def _env(self, order: HostOrder) -> dict[str, str]:
-        if self._device == "cpu":
-            return {"CUDA_VISIBLE_DEVICES": ""}
-        return {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(order.percent)}
+    def _check_share(self, name: str, percent: int, pid: int, sms: int) -> None:
+        self._partition.verify(name, pid=pid, percent=percent, seen_sms=sms)
 
 
 def threads(percent: int, cores: int | None = None) -> int:

@@ -59,7 +59,8 @@ def _member(
 def _host(m: Member, phase: Phase) -> pb.HostStatus:
     slot = m.slots[phase]
     return pb.HostStatus(phase=phase.value, pid=slot.pid, state=slot.state,
-                         restarts=slot.restarts, planned_percent=slot.percent)  # fmt: skip
+                         restarts=slot.restarts, planned_percent=slot.percent,
+                         seen_sms=slot.seen_sms)  # fmt: skip
 
 
 def _counters(c: Counters) -> pb.Counters:

@@ -32,6 +32,7 @@ from mux_runtime.kvpool.allocator import Span, open_allocator
 from mux_runtime.kvpool.client import PoolClient
 from mux_runtime.metrics import UnitCollector, serve_metrics
 from mux_runtime.scheduler.unit import UnitScheduler
+from mux_runtime.sm.partition import MpsPartition, NoPartition, SmPartitioner
 from mux_runtime.supervisor.main import UNUSABLE, UnitPaths, newest_spec, parser
 
 _log = logging.getLogger("brain")
@@ -92,6 +93,7 @@ class Brain:
         self.hosts = SupervisedHosts(
             paths=self.paths, gate=_gate(spec, self.paths), unit_bytes=spec.unit_bytes,
             wanted=lambda model: self.members.wanted(model), drop_weights=self.pool.drop,
+            partition=_partition(spec, self.paths),
             device="cpu" if spec.device is Device.CPU else "cuda",
         )  # fmt: skip
         self.scheduler = UnitScheduler(
@@ -170,6 +172,10 @@ def _gate(spec: UnitSpec, paths: UnitPaths) -> StartGate:
     if spec.device is Device.CPU:
         return CoreGate(threads(100))
     return FileGate(paths.run_dir / "gpu-start.lock")
+
+
+def _partition(spec: UnitSpec, paths: UnitPaths) -> SmPartitioner:
+    return NoPartition() if spec.device is Device.CPU else MpsPartition.of(paths.mps)
 
 
 def _check(spec: UnitSpec) -> None:

@@ -48,6 +48,11 @@ class HostSlot:
         return self.host.pid if self.host is not None else 0
 
     @property
+    def seen_sms(self) -> int:
+        """SMs that the process sees; 0: not measured."""
+        return self.host.sms if self.host is not None else 0
+
+    @property
     def is_idle(self) -> bool:
         """Whether it can be granted a step now."""
         return self.is_callable and not self.aborts

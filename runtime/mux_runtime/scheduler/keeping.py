@@ -15,6 +15,7 @@ from mux_runtime.scheduler.members import Member
 from mux_runtime.scheduler.requests import Request
 from mux_runtime.scheduler.rows import Rows
 from mux_runtime.scheduler.settings import Settings
+from mux_runtime.sm.shares import ShareNotVerified
 
 _log = logging.getLogger(__name__)
 
@@ -153,6 +154,8 @@ def _permanent(error: SpecError) -> GaveUp:
             reason = Reason.UNSUPPORTED_VERSION
         case DoesNotFit():
             reason = Reason.DOES_NOT_FIT
+        case ShareNotVerified():
+            reason = error.reason
         case _:
             reason = Reason.CORRUPT_CHECKPOINT
     return GaveUp(reason=reason, message=str(error), permanent=True)

@@ -23,6 +23,11 @@ class Host(Protocol):
     def pid(self) -> int: ...
 
     @property
+    def sms(self) -> int:
+        """SMs that its process sees, once it is open; 0 where there is no GPU."""
+        ...
+
+    @property
     def ending(self) -> str:
         """How its process ended, for people; empty while it has not."""
         ...

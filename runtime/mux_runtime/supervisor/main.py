@@ -1,8 +1,11 @@
 """The supervisor's life: pool owner, then the brain, then whatever the brain asks for.
 
+On a GPU an MPS daemon of the unit's own comes before all of them and is told to quit last.
+
 * The brain ends: its hosts are killed, the pool owner stays with the sealed weights, the brain
   starts again after a pause. Exit code 2 of the brain means that no start can help: all ends.
 * The pool owner ends: its memory is gone, all ends with code 1 and starts anew from outside.
+* The MPS daemon ends: a host started now would have the whole GPU, so all ends as well.
 * SIGTERM or SIGINT: the brain drains and ends, then the rest. A second one ends all at once.
 
 kill -9 of this process ends every child (PR_SET_PDEATHSIG); the sockets that stay in the run
@@ -21,8 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mux_core.errors import SpecError
-from mux_core.unitspec import UnitSpec, from_json
+from mux_core.errors import PeerError, SpecError
+from mux_core.unitspec import Device, UnitSpec, from_json
+from mux_runtime.nvml import NvmlUnavailable, open_nvml
+from mux_runtime.sm.mps import MpsControl, MpsPaths, MpsUnavailable, end_leftovers
+from mux_runtime.sm.preflight import GpuUnfit, Unfit, check_mps, choose_gpu
 from mux_runtime.supervisor import protocol
 from mux_runtime.supervisor.children import Child, Children
 
@@ -30,11 +36,14 @@ _log = logging.getLogger("supervisor")
 
 BRAIN: Final = "brain"
 POOL: Final = "pool"
+MPS: Final = "mps"
 UNUSABLE: Final = 2
 """Exit code of a brain (and of this process) for input that must change first."""
 _PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0)
 _STABLE_S: Final = 30.0
 _GRACE_S: Final = 10.0
+_QUIT_S: Final = 5.0
+"""For the MPS daemon to end its servers once all clients are gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +71,10 @@ class UnitPaths:
     @property
     def logs(self) -> Path:
         return self.run_dir / "logs"
+
+    @property
+    def mps(self) -> MpsPaths:
+        return MpsPaths(base=self.run_dir / "mps", logs=self.logs / "mps")
 
     def prepare(self) -> None:
         """Makes the directory ours alone and removes what a killed unit left."""
@@ -97,6 +110,7 @@ class Supervisor:
     brain_argv: list[str]
     arena_bytes: int
     drain_s: float
+    mps: MpsControl | None = None
     children: Children = field(init=False)
     done: asyncio.Event = field(default_factory=asyncio.Event)
     code: int = 0
@@ -109,7 +123,8 @@ class Supervisor:
         self.children = Children(self.paths.logs, self._ended)
 
     async def run(self) -> int:
-        """Until everything has ended; the exit code."""
+        """Until everything has ended; the exit code. Raises MpsUnavailable before anything runs."""
+        self._start_mps()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self.children.reap)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -127,6 +142,19 @@ class Supervisor:
             path.unlink(missing_ok=True)
         return self.code
 
+    def _start_mps(self) -> None:
+        """Blocks until the daemon answers: a host that comes before it would see the whole GPU."""
+        if self.mps is None:
+            return
+        self.mps.paths.prepare()
+        daemon = self.children.spawn(MPS, self.mps.daemon_argv, self.mps.paths.environment())
+        try:
+            self.mps.wait_until_up(lambda: None if daemon.process.poll() is None else daemon.tail())
+        except MpsUnavailable:
+            daemon.process.kill()
+            daemon.process.wait()
+            raise
+
     def _start_brain(self) -> None:
         if not self.stopping and not self.done.is_set():
             self.brain_started = asyncio.get_running_loop().time()
@@ -137,6 +165,8 @@ class Supervisor:
             self._brain_ended(code, child)
         elif child.name == POOL:
             self._finish(1 if not self.stopping else self.code, f"pool owner ended: {child.tail()}")
+        elif child.name == MPS:
+            self._finish(1 if not self.stopping else self.code, f"MPS daemon ended: {child.tail()}")
         else:
             _log.info("host_exited name=%s pid=%d code=%d", child.name, child.pid, code)
             self._tell({"event": "exited", "name": child.name, "pid": child.pid, "code": code,
@@ -172,14 +202,25 @@ class Supervisor:
 
     def _kill_hosts(self) -> None:
         for name in self.children.names:
-            if name not in (BRAIN, POOL):
+            if name not in (BRAIN, POOL, MPS):
                 self.children.signal(name, signal.SIGKILL)
 
     async def _kill_rest(self) -> None:
-        """The pool owner last: its memory is mapped by the others."""
+        """The pool owner after those that map its memory; the MPS daemon after its clients."""
         for name in sorted(self.children.names, key=lambda n: n == POOL):
-            self.children.signal(name, signal.SIGKILL)
-        while self.children.names:
+            if name != MPS:
+                self.children.signal(name, signal.SIGKILL)
+        await self._until_gone(keep=MPS)
+        if self.mps is not None:
+            await asyncio.to_thread(self.mps.quit)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._until_gone(), _QUIT_S)
+            self.children.signal(MPS, signal.SIGKILL)
+            await self._until_gone()
+            end_leftovers(self.mps.paths.pipe)
+
+    async def _until_gone(self, keep: str = "") -> None:
+        while set(self.children.names) - {keep}:
             self.children.reap()
             await asyncio.sleep(0.01)
 
@@ -238,11 +279,36 @@ def main(argv: Sequence[str]) -> int:
         print(f"unit: {error}", file=sys.stderr)
         return UNUSABLE
     paths.prepare()
+    try:
+        mps = _gpu(spec, paths)
+    except SpecError as error:
+        print(f"unit: {error}", file=sys.stderr)
+        return UNUSABLE
     supervisor = Supervisor(
         paths=paths,
         brain_argv=[sys.executable, "-m", "mux_runtime", "brain", *argv],
         arena_bytes=spec.memory_bytes // spec.unit_bytes * spec.unit_bytes,
         drain_s=max((m.drain_timeout_s for m in spec.members), default=0.0),
+        mps=mps,
     )
     os.umask(0o077)
-    return asyncio.run(supervisor.run())
+    try:
+        return asyncio.run(supervisor.run())
+    except PeerError as error:
+        print(f"unit: {error}", file=sys.stderr)
+        return 1
+
+
+def _gpu(spec: UnitSpec, paths: UnitPaths) -> MpsControl | None:
+    """What shares the unit's GPU, which every child then sees alone. Raises GpuUnfit."""
+    if spec.device is not Device.CUDA:
+        return None
+    try:
+        with open_nvml() as nvml:
+            gpu = choose_gpu(nvml.devices(), gpus=spec.gpus)
+    except NvmlUnavailable as error:
+        raise GpuUnfit(f"unit {spec.unit}: device CUDA, but {error}; use a machine with an NVIDIA "
+                       "GPU, or runtime.device: CPU", reason=Unfit.NO_GPU) from error  # fmt: skip
+    check_mps()
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
+    return MpsControl(paths=paths.mps)
