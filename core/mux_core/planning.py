@@ -4,7 +4,7 @@ A search is a generator of improving plans over counted steps: the caller owns t
 when it likes and keeps the last plan. The same problem gives the same plans in any process.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -58,6 +58,8 @@ class PlanningPolicy:
     `headroom`: highest predicted utilisation of a member. `step_percent`: granularity of SM
     shares. `max_tensor_members`: tensor-parallel members per unit (None: no limit). `gpu_limit`
     caps the usable GPUs. `min_gain`: relative gain below which a current placement is kept.
+    `best_effort`, for plans that are carried out: the first plan only adds to what runs, and every
+    LLM gets its least replicas where memory allows, whatever is predicted of them.
     """
 
     objective: Objective = Objective.GPUS
@@ -68,6 +70,7 @@ class PlanningPolicy:
     max_tensor_members: int | None = None
     gpu_limit: int | None = None
     min_gain: float = 0.15
+    best_effort: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +176,15 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """How a search ended: the plan to carry out, and a better one that disturbs what runs."""
+
+    plan: Plan
+    awaiting: Plan | None = None
+    deadline_hit: bool = False
+
+
 class Planner(Protocol):
     """A placement strategy; holds no state that changes its answers."""
 
@@ -182,6 +194,26 @@ class Planner(Protocol):
     def search(self, problem: PlacementProblem) -> Iterator[Plan]:
         """Plans, each better than the one before; at least one. Does not modify `problem`."""
         ...
+
+
+def choose(planner: Planner, problem: PlacementProblem, *, late: Callable[[], bool]) -> Choice:
+    """Takes plans until the search ends or it is `late`; the caller owns the clock."""
+    last = additive = stay(problem)
+    hit = False
+    for plan in planner.search(problem):
+        last = plan
+        if not any(step.disruptive for step in plan.steps):
+            additive = plan
+        if hit := late():
+            break
+    awaiting = None if last is additive else last
+    return Choice(plan=additive, awaiting=awaiting, deadline_hit=hit)
+
+
+def stay(problem: PlacementProblem) -> Plan:
+    """What is carried out when there is no plan: what runs now."""
+    nothing = Prediction(goodput=0.0, worst_ratio=0.0, gpus_used=0)
+    return Plan(strategy="stay", proposed=problem.current, prediction=nothing)
 
 
 def best_plan(planner: Planner, problem: PlacementProblem, *, max_steps: int = 1_000) -> Plan:

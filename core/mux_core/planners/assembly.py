@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mux_core.estimator.unit import Ask, GroupKind, UnitEstimator
+from mux_core.footprint import kv_floor
 from mux_core.llm import Llm
 from mux_core.placement import GpuGroup, KvQuota, Member, Placement, Unit
 from mux_core.planners.capacity import assign_groups
 from mux_core.planning import PlacementProblem
 from mux_core.units import Bytes, ModelName, NodeName, UnitId
+from mux_core.unitspec import UNIT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,8 @@ def _continued(problem: PlacementProblem, drafts: Sequence[Draft]) -> list[Draft
         models = {ask.llm.name for ask in draft.asks}
         for unit in free:
             shared = len(models & unit.models)
+            if any((model, unit.id) in problem.barred for model in models):
+                continue
             if shared and kind_of(problem, unit.group) == draft.kind:
                 overlaps.append((-shared, unit.id, index))
     result = list(drafts)
@@ -141,27 +145,46 @@ def _unit(
     estimator: UnitEstimator,
 ) -> Unit:
     outcome = estimator.outcome(draft.kind, draft.asks)
-    spare = _free_kv(draft, [member.kv for member in outcome.members])
+    quotas = _quotas(draft, [member.kv for member in outcome.members])
     members = [
         Member(
             model=ask.llm.name,
             replica=numbers[unit_id, ask.llm.name],
             tensor=group.size,
             share=member.share,
-            kv=_quota(ask.llm, member.kv, spare),
+            kv=quota,
             rate=ask.rate,
         )
-        for ask, member in zip(draft.asks, outcome.members, strict=True)
+        for ask, member, quota in zip(draft.asks, outcome.members, quotas, strict=True)
     ]
     ordered = tuple(sorted(members, key=lambda member: (member.model, member.replica)))
     return Unit(id=unit_id, group=group, members=ordered)
 
 
-def _free_kv(draft: Draft, kv: Sequence[Bytes]) -> int:
-    """Bytes of the unit that are KV, whoever holds them."""
-    return sum(kv)
+def _quotas(draft: Draft, parts: Sequence[Bytes]) -> list[KvQuota]:
+    """The floor, and half of each part beyond it, are guaranteed; whoever needs it borrows the rest.
+
+    A guarantee is what nobody else can ever hold, so it also bounds the others' longest request.
+    """
+    size = draft.kind.gpus
+    floors = [kv_floor(ask.llm, tensor=size) * size for ask in draft.asks]
+    kept = [
+        max(floor, _whole((floor + part) / 2, size * UNIT_BYTES))
+        for floor, part in zip(floors, parts, strict=True)
+    ]
+    spare = max(0, sum(parts) - sum(kept))
+    return [
+        _quota(ask.llm, guaranteed, _whole(spare, size * UNIT_BYTES))
+        for ask, guaranteed in zip(draft.asks, kept, strict=True)
+    ]
 
 
-def _quota(llm: Llm, kv: Bytes, everyone: int) -> KvQuota:
-    limit = max(kv, everyone) if llm.sharing.kv_limit is None else max(kv, llm.sharing.kv_limit)
-    return KvQuota(guaranteed=kv, limit=Bytes(limit))
+def _whole(size: float, part: int) -> int:
+    return int(size // part) * part
+
+
+def _quota(llm: Llm, guaranteed: int, spare: int) -> KvQuota:
+    most = guaranteed + spare
+    asked = llm.sharing.kv_limit
+    limit = most if asked is None else max(guaranteed, min(most, asked))
+    return KvQuota(guaranteed=Bytes(guaranteed), limit=Bytes(limit))

@@ -85,7 +85,7 @@ def _divisions(
     for index, rate in there.members:
         item = oracle.items[index]
         others = [member for member in there.members if member[0] != index]
-        replicas = sum(1 for other in packing.bins if other.rate_of(index) is not None)
+        replicas = sum(1 for other in packing.bins if other.holds(index))
         for kind in item.kinds:
             if others:
                 yield oracle.make(there.kind, others, there.fixed), oracle.make(

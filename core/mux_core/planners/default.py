@@ -17,9 +17,15 @@ from mux_core.planners.attainment import met_rate, spend_spare_gpus
 from mux_core.planners.capacity import Capacity, capacity_of
 from mux_core.planners.explaining import alternatives, notes, unplaced
 from mux_core.planners.forecast import predict
+from mux_core.planners.holding import (
+    breaks_rules,
+    closed_units,
+    everyone_placed,
+    held_packing,
+)
 from mux_core.planners.keeping import kept_packing, pinned_packing
 from mux_core.planners.moves import steps_between
-from mux_core.planners.packing import Item, Oracle
+from mux_core.planners.packing import Bin, Item, Oracle
 from mux_core.planners.search import (
     Budget,
     Goal,
@@ -29,7 +35,15 @@ from mux_core.planners.search import (
     empty_packing,
 )
 from mux_core.planners.whole_groups import whole_group_packing
-from mux_core.planning import Objective, PlacementProblem, Plan, PlanReason, Prediction
+from mux_core.planning import (
+    Objective,
+    PlacementProblem,
+    Plan,
+    PlanReason,
+    Prediction,
+    StepKind,
+)
+from mux_core.units import ModelName
 
 SEED = 20_240_402
 FLOOR_PARTS = (1.0, 0.9, 0.8, 0.65)
@@ -94,27 +108,36 @@ class _Run:
     items: list[Item]
     reach: float = 1.0
     guard: tuple[float, float] | None = None
+    held: Packing | None = None
+    """What runs, with additions only; plans that are carried out begin with it."""
     searches: int = 0
     """Searches begun; each draws from a generator of its own."""
 
     @classmethod
     def of(cls, planner: DefaultPlanner, problem: PlacementProblem, oracle: Oracle) -> "_Run":
         policy = problem.policy
-        capacity = capacity_of(problem.nodes, policy.group_sizes, limit=policy.gpu_limit)
+        running = {member.model for _, member in problem.current.members()}
+        sizes = {*policy.group_sizes, *(unit.group.size for unit in problem.current.units)}
+        capacity = capacity_of(problem.nodes, sorted(sizes), limit=policy.gpu_limit)
+        kinds = [kind for kind in capacity.kinds if kind.gpus in policy.group_sizes]
         for llm in sorted(problem.llms, key=lambda llm: llm.name):
-            if llm.max_replicas > 0 and (llm.min_replicas > 0 or llm.demand.rate > 0):
-                oracle.add(llm, llm.demand.rate, capacity.kinds)
+            kept = policy.best_effort and llm.name in running
+            if llm.max_replicas > 0 and (llm.min_replicas > 0 or llm.demand.rate > 0 or kept):
+                oracle.add(llm, llm.demand.rate, kinds)
+        oracle.closed = _barred(problem)
         return cls(planner, problem, oracle, capacity, oracle.items)
 
     def plans(self) -> Iterator[Plan]:
         """The current placement as far as it holds, then what is worth its moves."""
         packings = self._from_current() if self.problem.current.units else self._best()
+        if self.problem.policy.best_effort and self.problem.current.units:
+            packings = self._adding()
         known: tuple[int, float] | None = None
         last: tuple[Packing, Plan] | None = None
         pending: Packing | None = None
         for packing in packings:
             state = (packing.gpus, round(sum(packing.unserved.values()), 6))
-            pending = packing
+            pending = packing if last is None or packing is not last[0] else None
             if last is None or state != known:
                 known = state
                 last, pending = (packing, self.plan(packing)), None
@@ -143,6 +166,29 @@ class _Run:
         if self._gain(kept, fresh) >= (least if whole else min(least, REPAIR_GAIN)):
             yield fresh
 
+    def _adding(self) -> Iterator[Packing]:
+        """What runs, with additions; then what is worth disturbing it."""
+        self.oracle.closed = closed_units(self.problem)
+        held = self.held = held_packing(self.problem, self.oracle, self._inserter())
+        yield held
+        self.oracle.closed = _barred(self.problem)
+        kept, _ = kept_packing(self.problem, self.oracle, self._inserter())
+        best = held
+        if breaks_rules(held, self.oracle) or self._is_worth(held, kept):
+            best = kept
+            yield best
+        if not self._may_gain(held):
+            return
+        for fresh in self._best():
+            # The clock's owner may stop here; what has not paid for its moves yet is not shown.
+            yield best
+        if self._is_worth(held, fresh) and self._gain(best, fresh) > 0:
+            yield fresh
+
+    def _is_worth(self, held: Packing, other: Packing) -> bool:
+        moves = self._moves(other)
+        return self._gain(held, other) >= self.problem.policy.min_gain + MOVE_COST * moves
+
     def _may_gain(self, kept: Packing) -> bool:
         """Could any placement gain enough? Cheap, so that a steady cluster plans in no time."""
         if kept.unserved:
@@ -153,7 +199,7 @@ class _Run:
             for item in self.items if item.kinds
         )  # fmt: skip
         memory = sum(
-            min(self.oracle.footprint(item, kind) * kind.gpus for kind in item.kinds)
+            min(item.footprints[kind] * kind.gpus for kind in item.kinds)
             for item in self.items
             if item.kinds
         )
@@ -172,7 +218,8 @@ class _Run:
         return max(fewer, -lost, self._worst(fresh) - self._worst(kept))
 
     def _moves(self, packing: Packing) -> int:
-        return sum(1 for step in self.plan(packing).steps if step.disruptive)
+        steps = self.plan(packing).steps
+        return sum(1 for s in steps if s.disruptive and s.kind is not StepKind.RESIZE_SHARE)
 
     def _attaining(self) -> Iterator[Packing]:
         """Best attainment on the GPUs allowed, from shared and from unshared beginnings."""
@@ -349,12 +396,16 @@ class _Run:
 
     def plan(self, packing: Packing) -> Plan:
         """The plan of a packing, without its explanations."""
-        placement = place_drafts(self.problem, self._drafts(packing), self.oracle.estimator)
+        reason, held = self._reason(packing), packing is self.held
+        if self.problem.policy.best_effort:
+            packing = everyone_placed(packing, self.problem, self._inserter())
+        drafts = self._drafts(packing, held=held)
+        placement = place_drafts(self.problem, drafts, self.oracle.estimator)
         return Plan(
             strategy=self.planner.name,
             proposed=placement,
             prediction=predict(self.problem, placement, self.oracle.estimator),
-            steps=steps_between(self.problem.current, placement, reason=self._reason(packing)),
+            steps=steps_between(self.problem, placement, reason=reason),
             unplaced=unplaced(packing, self.oracle, self.problem),
             notes=notes(self.problem, self.oracle.estimator),
         )
@@ -366,16 +417,36 @@ class _Run:
         return replace(plan, alternatives=found)
 
     def _reason(self, packing: Packing) -> PlanReason:
+        held = self.held
+        if held is not None and packing is not held:
+            if breaks_rules(held, self.oracle):
+                return PlanReason.SPEC_CHANGED
+            fewer = packing.gpus < held.gpus
+            return PlanReason.FEWER_GPUS if fewer else PlanReason.SLO_GAIN
         kept = all(there.fixed >= 0 for there in packing.bins)
         return PlanReason.KEEP_IN_PLACE if kept else PlanReason.FEWER_GPUS
 
-    def _drafts(self, packing: Packing) -> list[Draft]:
+    def _drafts(self, packing: Packing, *, held: bool) -> list[Draft]:
         units = self.problem.current.units
         return [
             Draft(
                 kind=there.kind,
-                asks=tuple(Ask(llm=self.items[i].llm, rate=rate) for i, rate in there.members),
+                asks=tuple(self._ask(there, i, rate, held=held) for i, rate in there.members),
                 continues=units[there.fixed].id if there.fixed >= 0 else None,
             )
             for there in packing.bins
         ]
+
+    def _ask(self, there: Bin, index: int, rate: float, *, held: bool) -> Ask:
+        """Held members keep a share that only a restart could change."""
+        llm, share = self.items[index].llm, None
+        if held and there.fixed >= 0 and there.kind.gpu != "cpu":
+            members = self.problem.current.units[there.fixed].members
+            share = next((m.share for m in members if m.model == llm.name), None)
+        return Ask(llm=llm, rate=rate, share=share)
+
+
+def _barred(problem: PlacementProblem) -> frozenset[tuple[ModelName, int]]:
+    """What cannot join the current units, by their index."""
+    positions = {unit.id: at for at, unit in enumerate(problem.current.units)}
+    return frozenset((m, positions[unit]) for m, unit in problem.barred if unit in positions)

@@ -19,7 +19,7 @@ def kept_packing(
 ) -> tuple[Packing, bool]:
     """(packing, did every member stay): current units first, then what they cannot carry."""
     items = {item.llm.name: item for item in oracle.items}
-    wanted = _scaled_rates(problem, items)
+    wanted = scaled_rates(problem, items)
     packing = empty_packing()
     whole = True
     left = {item.index: item.rate for item in oracle.items}
@@ -33,14 +33,14 @@ def kept_packing(
         packing.counts[there.kind] = packing.counts.get(there.kind, 0) + 1
         for index, rate in there.members:
             left[index] -= rate
-    _insert_rest(packing, left, oracle, inserter)
+    insert_rest(packing, left, oracle, inserter)
     return packing, whole
 
 
 def pinned_packing(problem: PlacementProblem, oracle: Oracle) -> Packing:
     """Only the units in which something may not be moved, with those members alone."""
     items = {item.llm.name: item for item in oracle.items}
-    wanted = _scaled_rates(problem, items)
+    wanted = scaled_rates(problem, items)
     packing = empty_packing()
     for position, unit in enumerate(problem.current.units):
         fixed = tuple(
@@ -57,7 +57,7 @@ def pinned_packing(problem: PlacementProblem, oracle: Oracle) -> Packing:
     return packing
 
 
-def _scaled_rates(
+def scaled_rates(
     problem: PlacementProblem, items: Mapping[ModelName, Item]
 ) -> dict[tuple[UnitId, ModelName], float]:
     """Today's demand divided over the current replicas as it was; never more than they had.
@@ -113,7 +113,7 @@ def _rank(oracle: Oracle, member: tuple[int, float]) -> tuple[bool, int, float, 
     return (not llm.movable, llm.priority, member[1], member[0])
 
 
-def _insert_rest(
+def insert_rest(
     packing: Packing, left: Mapping[int, float], oracle: Oracle, inserter: Inserter
 ) -> None:
     order = sorted(left, key=lambda i: (-oracle.items[i].llm.priority, -left[i], i))

@@ -5,8 +5,9 @@ get. The oracle answers whether members fit a bin together and remembers every a
 cost are interchangeable, so most questions of a search are asked before.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from mux_core.estimator.unit import Ask, GroupKind, UnitEstimator
 from mux_core.llm import Llm
@@ -32,6 +33,10 @@ class Item:
     rate: float
     key: int
     kinds: tuple[GroupKind, ...]
+    footprints: Mapping[GroupKind, float]
+    """By kind of group that can hold it."""
+    tenant: str
+    exclusive: bool
 
     @property
     def name(self) -> ModelName:
@@ -46,11 +51,18 @@ class Bin:
     members: tuple[tuple[int, float], ...]
     load: float
     footprint: float
+    mask: int
+    """One bit per member's index."""
     fixed: int = -1
     """Index of the current unit this bin continues; -1 for a new one."""
 
+    def holds(self, index: int) -> bool:
+        return bool(self.mask >> index & 1)
+
     def rate_of(self, index: int) -> float | None:
-        return next((rate for member, rate in self.members if member == index), None)
+        if not self.mask >> index & 1:
+            return None
+        return next(rate for member, rate in self.members if member == index)
 
 
 @dataclass(slots=True)
@@ -63,7 +75,6 @@ class Oracle:
     _fits: dict[tuple[GroupKind, tuple[tuple[int, float], ...]], bool] = field(default_factory=dict)
     _solo: dict[tuple[int, GroupKind], float] = field(default_factory=dict)
     _keys: dict[Hashable, int] = field(default_factory=dict)
-    _footprints: dict[tuple[int, GroupKind], float] = field(default_factory=dict)
     closed: frozenset[tuple[ModelName, int]] = frozenset()
     """LLMs that may not join a bin that continues the current unit of that index."""
     asked: int = 0
@@ -73,7 +84,6 @@ class Oracle:
         """Starts a new problem; answers stay, they depend on costs and rates alone."""
         self.items = []
         self.closed = frozenset()
-        self._footprints.clear()
         if len(self._fits) > MAX_REMEMBERED:
             self._fits.clear()
 
@@ -81,7 +91,16 @@ class Oracle:
         """Makes the item of one LLM; its place in `items` is its index."""
         key = self._keys.setdefault(self.estimator.cost_key(llm), len(self._keys))
         possible = self.estimator.sizes(llm, kinds)
-        item = Item(len(self.items), llm, max(rate, LEAST_RATE), key, possible)
+        item = Item(
+            index=len(self.items),
+            llm=llm,
+            rate=max(rate, LEAST_RATE),
+            key=key,
+            kinds=possible,
+            footprints={kind: self.estimator.footprint(llm, kind) for kind in possible},
+            tenant=llm.sharing.tenant_group,
+            exclusive=llm.sharing.exclusive,
+        )
         self.items.append(item)
         return item
 
@@ -92,19 +111,16 @@ class Oracle:
             self._solo[at] = self._bisect(item, (), kind, 1e4)
         return self._solo[at]
 
-    def footprint(self, item: Item, kind: GroupKind) -> float:
-        at = (item.index, kind)
-        if at not in self._footprints:
-            self._footprints[at] = self.estimator.footprint(item.llm, kind)
-        return self._footprints[at]
-
     def make(self, kind: GroupKind, members: Iterable[tuple[int, float]], fixed: int = -1) -> Bin:
         ordered = tuple(sorted(members))
         load = footprint = 0.0
+        mask = 0
         for index, rate in ordered:
-            load += rate / (self.solo(self.items[index], kind) or 1e-9)
-            footprint += self.footprint(self.items[index], kind)
-        return Bin(kind, ordered, load, footprint, fixed)
+            item = self.items[index]
+            load += rate / (self.solo(item, kind) or 1e-9)
+            footprint += item.footprints.get(kind, 1.0)
+            mask |= 1 << index
+        return Bin(kind, ordered, load, footprint, mask, fixed)
 
     def joined(self, there: Bin, item: Item, rate: float) -> Bin:
         """`there` with `rate` more of `item`."""
@@ -119,34 +135,34 @@ class Oracle:
     def allows(self, there: Bin, item: Item) -> bool:
         """The rules that need no estimate: tenants, exclusiveness, memory, what a unit can read."""
         kind = there.kind
-        if (item.name, there.fixed) in self.closed:
+        held = item.footprints.get(kind)
+        if held is None or (self.closed and (item.name, there.fixed) in self.closed):
             return False
         if not there.members:
-            return kind in item.kinds
-        if not self.policy.allow_sharing or kind not in item.kinds or item.llm.sharing.exclusive:
+            return True
+        if held + there.footprint > 1 or there.mask >> item.index & 1 or item.exclusive:
             return False
+        if len(there.members) >= self._most_members(kind):
+            return False
+        # Members share a tenant group, and one that is exclusive is alone: one speaks for all.
+        first = self.items[there.members[0][0]]
+        return first.tenant == item.tenant and not first.exclusive
+
+    def _most_members(self, kind: GroupKind) -> float:
+        if not self.policy.allow_sharing:
+            return 1
         limit = self.policy.max_tensor_members
-        if limit is not None and kind.gpus > 1 and len(there.members) >= limit:
-            return False
-        if there.footprint + self.footprint(item, kind) > 1:
-            return False
-        for index, _ in there.members:
-            other = self.items[index]
-            sharing = other.llm.sharing
-            if index == item.index or sharing.exclusive:
-                return False
-            if sharing.tenant_group != item.llm.sharing.tenant_group:
-                return False
-        return True
+        return inf if limit is None or kind.gpus == 1 else limit
 
     def fits(self, kind: GroupKind, members: Sequence[tuple[int, float]]) -> bool:
         """Do these members all get their rates (and their service levels) on one group?"""
-        by_key = sorted((self.items[index].key, rate, index) for index, rate in members)
-        at = (kind, tuple((key, rate) for key, rate, _ in by_key))
+        items = self.items
+        at = (kind, tuple(sorted([(items[index].key, rate) for index, rate in members])))
         known = self._fits.get(at)
         if known is None:
             self.asked += 1
-            asks = [Ask(llm=self.items[index].llm, rate=rate) for _, rate, index in by_key]
+            order = sorted(members, key=lambda member: (items[member[0]].key, member[1]))
+            asks = [Ask(llm=items[index].llm, rate=rate) for index, rate in order]
             known = self._fits[at] = self.estimator.outcome(kind, asks).fits
         return known
 

@@ -79,7 +79,7 @@ class Inserter:
         return max(0, item.llm.min_replicas - self._replicas(packing, item))
 
     def _replicas(self, packing: Packing, item: Item) -> int:
-        return sum(1 for there in packing.bins if there.rate_of(item.index) is not None)
+        return sum(1 for there in packing.bins if there.holds(item.index))
 
     def _insert_piece(self, packing: Packing, item: Item, rate: float, *, whole: bool) -> float:
         """Places up to `rate`; how much it placed."""
@@ -194,6 +194,14 @@ class Inserter:
         self._add(packing, self.oracle.make(best[1], [(item.index, best[0])]))
         return best[0]
 
+    def open_smallest(self, packing: Packing, item: Item, rate: float) -> bool:
+        """A new group for the item, whatever it is said to carry there; False without room."""
+        for kind in item.kinds:
+            if self._can_open(packing, kind):
+                self._add(packing, self.oracle.make(kind, [(item.index, rate)]))
+                return True
+        return False
+
     def _join_part(self, packing: Packing, item: Item, rate: float) -> float:
         rooms = self._rooms(packing, item, rate)
         if not rooms:
@@ -204,7 +212,7 @@ class Inserter:
 
     def _grow(self, packing: Packing, item: Item, rate: float) -> float:
         for position, there in enumerate(packing.bins):
-            if there.rate_of(item.index) is None:
+            if not there.holds(item.index):
                 continue
             more = self.oracle.growth(there, item, rate)
             if more > 0.005 * rate:
@@ -300,18 +308,25 @@ class PackingSearch:
         for step in range(budget.steps):
             if oracle.asked >= end or not best.bins:
                 return
-            candidate = best.copy()
-            self._step(candidate, pinned, step)
+            candidate = self.attempt(best, pinned, step)
             found = self.goal.cost(candidate)
             if found <= cost:
                 best, cost = candidate, found
             yield best
 
-    def _step(self, packing: Packing, pinned: frozenset[int], step: int) -> None:
+    def attempt(self, packing: Packing, pinned: frozenset[int], step: int) -> Packing:
+        """Another packing, with a few bins taken apart and their LLMs placed again."""
         chosen = choose_ruin(packing, self.random, 3)
         free = {at for at in chosen if packing.bins[at].fixed not in pinned}
-        freed = ruin(packing, free)
-        if step % 2:
+        return self.without(packing, free, shuffled=step % 2 == 1)
+
+    def without(
+        self, packing: Packing, positions: set[int], *, shuffled: bool = False
+    ) -> Packing:
+        """Another packing, with these bins taken apart and their LLMs placed again."""
+        packing = packing.copy()
+        freed = ruin(packing, positions)
+        if shuffled:
             order = sorted(freed)
             self.random.shuffle(order)
         else:
@@ -324,6 +339,7 @@ class PackingSearch:
                 ),
             )
         self._recreate(packing, freed, order)
+        return packing
 
     def _recreate(self, packing: Packing, freed: dict[int, float], order: Sequence[int]) -> None:
         served = _served(packing, set(order))

@@ -1,0 +1,169 @@
+"""The additive answer: what runs stays as it is, and whoever has no place gets one.
+
+For plans that are carried out (`policy.best_effort`). An estimate may be wrong, and a running engine
+must not pay for that: members stay even where the estimate says that their unit is too full, and a
+model that no group is said to carry within its service level is placed by memory alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mux_core.placement import Placement, Unit
+from mux_core.planners.assembly import kind_of
+from mux_core.planners.keeping import insert_rest, scaled_rates
+from mux_core.planners.packing import Bin, Item, Oracle
+from mux_core.planners.search import Inserter, Packing, empty_packing
+from mux_core.planning import PlacementProblem
+from mux_core.units import ModelName, UnitId
+
+PARTS = 16
+"""An overfull unit is taken to carry the largest of so many equal parts of its rates that fits."""
+SHIFT = 0.1
+"""Part of a model's rate by which its replicas' parts must change to be changed at all."""
+LEAST_PERCENT = 10
+"""A share that a newcomer must find free where shares of running engines cannot change."""
+Surplus = frozenset[tuple[UnitId, ModelName]]
+
+
+def surplus(problem: PlacementProblem) -> Surplus:
+    """Replicas that run beyond `max_replicas`: those of the highest numbers."""
+    most = {llm.name: llm.max_replicas for llm in problem.llms}
+    running: dict[ModelName, list[tuple[int, UnitId]]] = {}
+    for unit, member in problem.current.members():
+        running.setdefault(member.model, []).append((member.replica, unit.id))
+    return frozenset(
+        (unit, model)
+        for model, places in running.items()
+        for _, unit in sorted(places)[most.get(model, 0) :]
+    )
+
+
+def closed_units(problem: PlacementProblem) -> frozenset[tuple[ModelName, int]]:
+    """(LLM, index of a current unit) that may not come together without a restart."""
+    live = live_nodes(problem)
+    return frozenset(
+        (llm.name, position)
+        for position, unit in enumerate(problem.current.units)
+        for llm in problem.llms
+        if (unit.group.node not in live and _is_full(unit)) or (llm.name, unit.id) in problem.barred
+    )
+
+
+def live_nodes(problem: PlacementProblem) -> frozenset[str]:
+    """Nodes on which an engine's share changes while it runs: on a GPU it is fixed at its start."""
+    return frozenset(node.name for node in problem.nodes if node.gpu == "cpu")
+
+
+def _is_full(unit: Unit) -> bool:
+    return sum(member.share.decode for member in unit.members) > 100 - LEAST_PERCENT
+
+
+def held_packing(problem: PlacementProblem, oracle: Oracle, inserter: Inserter) -> Packing:
+    """Every running replica stays; then what is missing, where the estimate says that it fits."""
+    items = {item.llm.name: item for item in oracle.items}
+    wanted = replace(problem, current=_without(problem.current, surplus(problem)))
+    rates = scaled_rates(wanted, items)
+    packing = empty_packing()
+    left = {item.index: item.rate for item in oracle.items}
+    for position, unit in enumerate(wanted.current.units):
+        kind = kind_of(problem, unit.group)
+        members = [(items[m.model].index, rates[unit.id, m.model])
+                   for m in unit.members if m.model in items]  # fmt: skip
+        if kind is None or not members:
+            continue
+        there = _carried(oracle.make(kind, members, position), oracle)
+        packing.bins.append(there)
+        packing.counts[kind] = packing.counts.get(kind, 0) + 1
+        for index, rate in there.members:
+            left[index] -= rate
+    insert_rest(packing, left, oracle, inserter)
+    return packing
+
+
+def breaks_rules(packing: Packing, oracle: Oracle) -> bool:
+    """Does a unit hold what its models' specs no longer allow together?"""
+    for there in packing.bins:
+        grown = oracle.make(there.kind, (), there.fixed)
+        for index, rate in there.members:
+            if not oracle.allows(grown, oracle.items[index]):
+                return True
+            grown = oracle.joined(grown, oracle.items[index], rate)
+    return False
+
+
+def _without(current: Placement, gone: Surplus) -> Placement:
+    """`current` without `gone`; its units stay, also empty ones."""
+    return Placement(units=tuple(
+        unit.with_members(tuple(m for m in unit.members if (unit.id, m.model) not in gone))
+        for unit in current.units
+    ))  # fmt: skip
+
+
+def _carried(there: Bin, oracle: Oracle) -> Bin:
+    for part in range(PARTS, 0, -1):
+        members = [(index, rate * part / PARTS) for index, rate in there.members]
+        if part == 1 or oracle.fits(there.kind, members):
+            return oracle.make(there.kind, members, there.fixed)
+    raise AssertionError("unreachable")
+
+
+def everyone_placed(packing: Packing, problem: PlacementProblem, inserter: Inserter) -> Packing:
+    """`packing` with the least replicas of everyone, as far as memory goes, and all demand sent."""
+    result = packing.copy()
+    items = inserter.oracle.items
+    for item in sorted(items, key=lambda item: (-item.llm.priority, item.index)):
+        _force(result, item, inserter)
+    before = _rates_now(problem)
+    for item in items:
+        _send(result, item, before, inserter.oracle)
+    return result
+
+
+def _force(packing: Packing, item: Item, inserter: Inserter) -> None:
+    """Replicas that are missing: in the least loaded bin that may hold them, else in a new one."""
+    short = packing.unserved.get(item.index, 0.0)
+    missing = item.llm.min_replicas - len(_places(packing, item))
+    for _ in range(missing):
+        rate = max(short / missing, item.rate / item.llm.min_replicas * 1e-3)
+        allowed = [at for at, there in enumerate(packing.bins)
+                   if inserter.oracle.allows(there, item)]  # fmt: skip
+        if allowed:
+            at = min(allowed, key=lambda at: (packing.bins[at].load, at))
+            packing.bins[at] = inserter.oracle.joined(packing.bins[at], item, rate)
+        elif not inserter.open_smallest(packing, item, rate):
+            return
+
+
+def _send(
+    packing: Packing, item: Item, before: Mapping[tuple[ModelName, int], float], oracle: Oracle
+) -> None:
+    """All of a model's demand goes to the replicas it has, as before where little changed."""
+    places = _places(packing, item)
+    total = sum(places.values())
+    if total <= 0:
+        return
+    wanted = {at: rate * item.rate / total for at, rate in places.items()}
+    had = {at: before.get((item.name, packing.bins[at].fixed), 0.0) for at in places}
+    moved = sum(abs(wanted[at] - had[at]) for at in places)
+    same = abs(sum(had.values()) - item.rate) <= 1e-5 * item.rate
+    if same and all(had.values()) and moved <= SHIFT * item.rate:
+        wanted = had
+    for at, rate in wanted.items():
+        there = packing.bins[at]
+        members = [(i, round(rate, 6) if i == item.index else r) for i, r in there.members]
+        packing.bins[at] = oracle.make(there.kind, members, there.fixed)
+
+
+def _places(packing: Packing, item: Item) -> dict[int, float]:
+    """Positions of the bins that hold the item, with its rates."""
+    found = ((at, there.rate_of(item.index)) for at, there in enumerate(packing.bins))
+    return {at: rate for at, rate in found if rate is not None}
+
+
+def _rates_now(problem: PlacementProblem) -> dict[tuple[ModelName, int], float]:
+    return {
+        (member.model, position): member.rate
+        for position, unit in enumerate(problem.current.units)
+        for member in unit.members
+    }
+
