@@ -5,7 +5,8 @@ import json
 import sys
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -60,6 +61,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="manifests: GPUPool and LLMDeployments; a file or folder, repeatable",
     )
     parser.add_argument("--strategy", choices=STRATEGIES, default="default")
+    planning_arguments(parser)
+    parser.add_argument(
+        "--current",
+        type=Path,
+        metavar="PLAN.json",
+        help="what runs now; the plan then prefers few moves",
+    )
+    parser.add_argument(
+        "--frontier", action="store_true", help="also show goodput against the worst ratio"
+    )
+    parser.add_argument("--no-bound", action="store_true", help="do not compute the bound")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="write pictures of the plan")
+    parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
+
+
+def planning_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says how to plan, for every command that does."""
     parser.add_argument(
         "--estimator",
         choices=ESTIMATORS,
@@ -91,43 +109,58 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="stop the search after S seconds and take the best so far",
     )
-    parser.add_argument(
-        "--current",
-        type=Path,
-        metavar="PLAN.json",
-        help="what runs now; the plan then prefers few moves",
-    )
-    parser.add_argument(
-        "--frontier", action="store_true", help="also show goodput against the worst ratio"
-    )
-    parser.add_argument("--no-bound", action="store_true", help="do not compute the bound")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="write pictures of the plan")
-    parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planning:
+    """A plan and how it came about. `stopped`: by its deadline or by Ctrl-C."""
+
+    plan: Plan
+    problem: PlacementProblem
+    planner: Planner
+    costs: UnitEstimator
+    estimator: str
+    seconds: float
+    stopped: bool
+
+
+def plan_for(
+    args: argparse.Namespace,
+    workload: Workload,
+    *,
+    strategy: str,
+    current: Placement | None = None,
+) -> Planning:
+    """Plans a workload as `planning_arguments` say. Raises SpecError where that cannot be."""
+    _check(args)
+    problem = _problem(args, workload, current or Placement())
+    estimator = args.estimator or ("default" if strategy == "default" else "muxserve")
+    costs = make_estimator(estimator, headroom=args.headroom, tables=workload.tables)
+    _refuse_impossible(problem, costs)
+    planner = make_planner(strategy, estimator=costs, switches=read_switches(args.switch))
+    started = time.monotonic()
+    plan, stopped = search(planner, problem, deadline=args.deadline)
+    seconds = time.monotonic() - started
+    return Planning(
+        plan=plan, problem=problem, planner=planner, costs=costs, estimator=estimator,
+        seconds=seconds, stopped=stopped,
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Plans and prints."""
-    _check(args)
     workload = read_workload(args.workload) if args.workload else read_manifests(args.filename)
-    problem = _problem(args, workload)
-    estimator = args.estimator or ("default" if args.strategy == "default" else "muxserve")
-    costs = make_estimator(estimator, headroom=args.headroom, tables=workload.tables)
-    _refuse_impossible(problem, costs)
-    planner = make_planner(
-        args.strategy,
-        estimator=costs,
-        switches=_switches(args.switch),
-    )
-    started = time.monotonic()
-    plan, stopped = search(planner, problem, deadline=args.deadline)
-    seconds = time.monotonic() - started
+    current = read_placement(args.current, flag="--current") if args.current else None
+    made = plan_for(args, workload, strategy=args.strategy, current=current)
+    plan = made.plan
     if not args.no_bound:
-        plan = replace(plan, bound=_bound(plan, problem, costs))
+        plan = replace(plan, bound=_bound(plan, made.problem, made.costs))
     document = plan_document(
-        plan, problem, estimator=estimator, seconds=seconds, deadline_hit=stopped
-    )
+        plan, made.problem, estimator=made.estimator, seconds=made.seconds,
+        deadline_hit=made.stopped,
+    )  # fmt: skip
     if args.frontier:
-        document["frontier"] = _frontier(planner, problem)
+        document["frontier"] = _frontier(made.planner, made.problem)
     if args.plot:
         from mux_cli.plan_plot import plot_plan
 
@@ -197,7 +230,7 @@ def _check(args: argparse.Namespace) -> None:
         raise SpecError(f"--deadline {args.deadline:g}: seconds above 0")
 
 
-def _problem(args: argparse.Namespace, workload: Workload) -> PlacementProblem:
+def _problem(args: argparse.Namespace, workload: Workload, current: Placement) -> PlacementProblem:
     policy = replace(
         workload.policy,
         objective=Objective(args.objective),
@@ -209,7 +242,7 @@ def _problem(args: argparse.Namespace, workload: Workload) -> PlacementProblem:
         nodes=workload.nodes,
         llms=workload.llms,
         policy=policy,
-        current=read_placement(args.current) if args.current else Placement(),
+        current=current,
     )
 
 
@@ -234,7 +267,8 @@ def _refuse_impossible(problem: PlacementProblem, estimator: UnitEstimator) -> N
             )
 
 
-def _switches(words: list[str]) -> dict[str, bool]:
+def read_switches(words: Sequence[str]) -> dict[str, bool]:
+    """NAME=on and NAME=off as a mapping."""
     switches: dict[str, bool] = {}
     for word in words:
         name, equals, value = word.partition("=")

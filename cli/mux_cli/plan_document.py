@@ -136,14 +136,14 @@ def _unit(unit: Unit) -> dict[str, Any]:
     }
 
 
-def read_placement(path: Path) -> Placement:
-    """The placement in a plan written by `muxserve plan -o json`. Raises SpecError."""
+def read_placement(path: Path, *, flag: str) -> Placement:
+    """The placement that `muxserve plan -o json` wrote into `path`; `flag` named it. SpecError."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         units = [_read_unit(unit, index) for index, unit in enumerate(document["units"])]
         return Placement(units=tuple(sorted(units, key=lambda unit: unit.id)))
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, InvariantError) as error:
-        raise SpecError(f"--current {path}: is not a plan ({type(error).__name__}: {error}); give "
+        raise SpecError(f"{flag} {path}: is not a plan ({type(error).__name__}: {error}); give "
                         "what `muxserve plan -o json` printed") from error  # fmt: skip
 
 
