@@ -1,0 +1,39 @@
+"""Requests to replicas, as the gateway chooses: `mux_core.routes.least_loaded`."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from mux_core.placement import Placement
+from mux_core.routes import Endpoint, least_loaded, planned_weight
+from mux_core.units import ModelName, UnitId
+
+
+class Router:
+    """The endpoints of every LLM and the requests each unit has not finished."""
+
+    def __init__(self, endpoints: Mapping[ModelName, tuple[Endpoint, ...]]) -> None:
+        self.endpoints = dict(endpoints)
+        self._outstanding: Counter[str] = Counter()
+
+    def take(self, model: ModelName) -> UnitId | None:
+        """The unit that serves the next request of `model`, which counts as its from now on."""
+        found = least_loaded(self.endpoints.get(model, ()), self._requests_at)
+        if found is None:
+            return None
+        self._outstanding[found.unit] += 1
+        return UnitId(found.unit)
+
+    def done(self, unit: UnitId) -> None:
+        self._outstanding[unit] -= 1
+
+    def _requests_at(self, endpoint: Endpoint) -> int:
+        return self._outstanding[endpoint.unit]
+
+
+def endpoints(placement: Placement) -> dict[ModelName, tuple[Endpoint, ...]]:
+    """One endpoint per member, weighted by its planned rate."""
+    found: dict[ModelName, tuple[Endpoint, ...]] = {}
+    for unit, member in placement.members():
+        endpoint = Endpoint(unit=unit.id, host="", port=0, weight=planned_weight(member.rate))
+        found[member.model] = (*found.get(member.model, ()), endpoint)
+    return found
