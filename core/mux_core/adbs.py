@@ -17,7 +17,8 @@ its turn. Inside a cycle a higher priority goes first, so priority orders but ne
 Bounds (`decode_bound`, `prefill_bound`), for a member whose host is idle and whose rows can be
 had, N members, K = `prefill_turns`: its decode is granted after at most K + 3N grants to others,
 its prefill after at most 2N + N * (ceil(2N / K) + 1). A grant is one step, so neither waits
-without limit. Every round with no step in flight grants something if anything is ready.
+without limit. With `Limits.max_prefills` a prefill waits for at most N others, however many decodes
+are granted meanwhile. Every round with no step in flight grants something if anything is ready.
 
 KV is counted in head units. A member may hold `quota` units; `floor` of them are guaranteed.
 Taking units above one's floor never touches what others lack to theirs. Sum of quotas <= total
@@ -44,6 +45,7 @@ class Why(StrEnum):
     QUOTA = "QuotaReached"
     NO_KV = "NoKv"
     NO_SEAT = "NoSeat"
+    PREFILL_RUNS = "PrefillRuns"
 
 
 class PreemptWhy(StrEnum):
@@ -59,11 +61,14 @@ class Limits:
     """What one round may hand out.
 
     `sm_percent`: bound on the sum of percents in flight (100 on CPU; more only where shares are
-    caps). `prefill_turns`: prefills granted while a ready decode is passed over.
-    `reclaim_rounds`: rounds a member waits for units inside its quota before others lose them.
+    caps). `max_prefills`: bound on prefills in flight, for where they overlap with decodes but not
+    with each other; the next one then waits without holding decodes back. `prefill_turns`: prefills
+    granted while a ready decode is passed over. `reclaim_rounds`: rounds a member waits for units
+    inside its quota before others lose them.
     """
 
     sm_percent: int = 100
+    max_prefills: int | None = None
     prefill_tokens: int = 2048
     max_seqs: int = 256
     prefill_turns: int = 4
@@ -118,11 +123,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitLoad:
-    """Everything one round may look at. `sm_in_use`: percents of the steps in flight."""
+    """Everything one round may look at. `sm_in_use`: percents of the steps in flight; `prefills`:
+    how many of those steps are prefills, counted only where `Limits.max_prefills` bounds them."""
 
     members: tuple[MemberLoad, ...]
     free_units: int
     sm_in_use: int = 0
+    prefills: int = 0
     turn: Turn = field(default_factory=Turn)
 
 
@@ -203,6 +210,8 @@ class _Desk:
         self.order = sorted(load.members, key=_by_priority)
         self.sms = limits.sm_percent - load.sm_in_use
         self.in_flight = load.sm_in_use > 0
+        most = limits.max_prefills
+        self.prefills_left = len(load.members) if most is None else most - load.prefills
         self.free = load.free_units
         # What members lack to their floors: never lent to another.
         self.lacking = sum(m.floor - m.used for m in self.order if m.floor > m.used)
@@ -245,6 +254,9 @@ class _Desk:
         for m in ready:
             if m.model in self.prefilled:
                 self._hold(m, Phase.PREFILL, Why.CYCLE)
+                continue
+            if self.prefills_left <= 0:
+                self._hold(m, Phase.PREFILL, Why.PREFILL_RUNS)
                 continue
             if reserved is not None or m.prefill_percent > self.sms:
                 why = Why.NO_SMS if reserved is None else Why.RESERVED_FOR_PREFILL
@@ -365,6 +377,7 @@ class _Desk:
     def _grant_prefill(self, m: MemberLoad, rows: int) -> None:
         budget = min(m.waiting_tokens, self.limits.prefill_tokens)
         self._grant(m, Phase.PREFILL, budget, self.limits.max_seqs - m.running, rows)
+        self.prefills_left -= 1
         self.prefilled.add(m.model)
         self.granted_prefill.add(m.model)
 

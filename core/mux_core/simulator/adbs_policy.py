@@ -8,8 +8,10 @@ from mux_core.adbs import Limits, UnitLoad, adbs_round
 from mux_core.quota import QuotaClaim, adapt
 from mux_core.simulator.policy import Decision, Happening, Queue, UnitSetting
 
-CAPS: Final = Limits(sm_percent=200)
-"""On a GPU percents are caps: a prefill on all SMs overlaps with decodes that fill them as well."""
+CAPS: Final = Limits(sm_percent=200, max_prefills=1)
+"""On a GPU percents are caps: one prefill on all SMs overlaps with decodes that fill them as well.
+Two prefills would both be short of arithmetic; they go one after the other, as the estimator says.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

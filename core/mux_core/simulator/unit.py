@@ -114,7 +114,8 @@ class SimUnit:
         limits = self._limits
         load = UnitLoad(
             members=tuple([member.load(limits) for member in self.members]),
-            free_units=self.free, sm_in_use=self.sm_in_use, turn=self._turn,
+            free_units=self.free, sm_in_use=self.sm_in_use,
+            prefills=self.flying[Phase.PREFILL], turn=self._turn,
         )  # fmt: skip
         decision = self.policy.decide(load, [member.view() for member in self.members], now)
         outcome = decision.round

@@ -173,3 +173,18 @@ def test_a_borrower_beyond_its_quota_gets_no_lease() -> None:
 def test_seats_bound_the_requests_of_a_member() -> None:
     outcome = decide(waiting("a", running=7), limits=Limits(max_seqs=7))
     assert held(outcome) == {("a", P): "NoSeat"}
+
+
+def test_a_bound_on_prefills_lets_decodes_go_on() -> None:
+    limits = Limits(sm_percent=200, max_prefills=1)
+    outcome = decide(waiting("a"), waiting("b"), decoding("c"), limits=limits)
+    assert granted(outcome) == [("a", P), ("c", D)]
+    assert held(outcome) == {("b", P): "PrefillRuns"}
+
+
+def test_a_prefill_waits_while_another_is_in_flight() -> None:
+    limits = Limits(sm_percent=200, max_prefills=1)
+    outcome = decide(member("a", prefill_idle=False), waiting("b"), decoding("c"),
+                     limits=limits, sm_in_use=60, prefills=1)  # fmt: skip
+    assert granted(outcome) == [("c", D)]
+    assert held(outcome) == {("b", P): "PrefillRuns"}
