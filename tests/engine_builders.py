@@ -25,7 +25,12 @@ from mux_core.engine import (
     Sampling,
     StepResult,
 )
+from mux_core.llm import Dtype
 from mux_runtime.engines.host import EngineHost, WeightsHandle
+from mux_runtime.engines.torch.device import KvMemory
+from mux_runtime.engines.torch.engine import TorchEngine
+from mux_runtime.engines.torch.start import Settings, TorchStart
+from mux_runtime.engines.torch.weights import DTYPES
 from mux_runtime.kvpool.allocator import Allocator, Owner, open_allocator
 from mux_runtime.kvpool.client import Arena, Role, WeightArena
 
@@ -33,7 +38,7 @@ BOTH = frozenset(Phase)
 PREFILL = frozenset({Phase.PREFILL})
 DECODE = frozenset({Phase.DECODE})
 MARGIN = 1e-3
-POISON = b"\xff"
+POISON = 0xFF
 """Four of these are a NaN in float32, two in bfloat16: a stray read spoils every token after it."""
 
 MODELS = {
@@ -109,12 +114,18 @@ class LocalPool:
     def __init__(self, units: int, unit_bytes: int) -> None:
         self.unit_bytes = unit_bytes
         self._fd = _memory(units * unit_bytes)
-        self.kv = mmap.mmap(self._fd, units * unit_bytes)
+        mapped = mmap.mmap(self._fd, units * unit_bytes)
+        self.memory = torch.frombuffer(mapped, dtype=torch.uint8).view(units, unit_bytes)
         self._weights: dict[str, tuple[int, str]] = {}
         self.poison(range(units))
 
+    def move_to(self, device: str) -> None:
+        """Has KV lie in memory of that device from now on, for hosts that are given it."""
+        if self.memory.device.type != device:
+            self.memory = self.memory.to(device)
+
     def map_kv(self) -> Arena:
-        size = len(self.kv)
+        size = self.memory.numel()
         return Arena(buffer=mmap.mmap(self._fd, size), nbytes=size)
 
     def attach(self, name: str, nbytes: int) -> WeightArena:
@@ -129,19 +140,16 @@ class LocalPool:
         self._weights[name] = (self._weights[name][0], digest)
 
     def poison(self, units: Sequence[int] | range) -> None:
-        for unit in units:
-            start = unit * self.unit_bytes
-            self.kv[start : start + self.unit_bytes] = POISON * self.unit_bytes
+        self.memory[list(units)] = POISON
 
     def is_poison(self, unit: int) -> bool:
-        start = unit * self.unit_bytes
-        return self.kv[start : start + self.unit_bytes] == POISON * self.unit_bytes
+        return bool((self.memory[unit] == POISON).all())
 
     def read(self, rows: Sequence[Row], geometry: KVGeometry) -> bytes:
         """The bytes of rows, as they lie."""
-        size = geometry.run_units * self.unit_bytes
-        starts = [run * self.unit_bytes for row in rows for run in row]
-        return b"".join(self.kv[start : start + size] for start in starts)
+        units = [unit for row in rows for run in row
+                 for unit in range(run, run + geometry.run_units)]  # fmt: skip
+        return bytes(self.memory[units].cpu().numpy())
 
 
 def _memory(nbytes: int) -> int:
@@ -315,13 +323,31 @@ def torch_host(
     model: KnownModel, world: World, phases: frozenset[Phase] = BOTH, **settings: object
 ) -> EngineHost:
     """The torch engine on the CPU, in this process."""
-    from mux_runtime.engines.torch.engine import TorchEngine
-    from mux_runtime.engines.torch.start import Settings, TorchStart
+    return _open(_engine(model, world, phases, **settings), model, world, "cpu")
 
+
+def torch_cuda_host(model: KnownModel, world: World, phases: frozenset[Phase] = BOTH) -> EngineHost:
+    """The torch engine on a GPU. Hosts of one world share its memory as they are one process."""
+    world.pool.move_to("cuda")
+
+    def memory(_: object, __: object, geometry: KVGeometry) -> torch.Tensor:
+        return world.pool.memory.flatten().view(DTYPES[Dtype(geometry.dtype)])
+
+    engine = _engine(model, world, phases, private_kv=True, memory=memory)
+    return _open(engine, model, world, "cuda")
+
+
+def _engine(
+    model: KnownModel, world: World, phases: frozenset[Phase],
+    memory: KvMemory | None = None, **settings: object,
+) -> TorchEngine:  # fmt: skip
     start = TorchStart(Settings(
         model_dir=model.folder, pool="", arena=model.name, phases=phases,
         unit_bytes=world.pool.unit_bytes, **settings,  # type: ignore[arg-type]
     ))  # fmt: skip
-    engine = TorchEngine(start)
-    engine.open(world.pool, WeightsHandle(model_dir=str(model.folder), arena=model.name), "cpu")
+    return TorchEngine(start, memory)
+
+
+def _open(engine: TorchEngine, model: KnownModel, world: World, device: str) -> EngineHost:
+    engine.open(world.pool, WeightsHandle(model_dir=str(model.folder), arena=model.name), device)
     return engine

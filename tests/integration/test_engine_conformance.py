@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine_builders import (
     BOTH,
@@ -18,6 +19,7 @@ from engine_builders import (
     MakeHost,
     World,
     greedy,
+    torch_cuda_host,
     torch_host,
     write_known_models,
 )
@@ -26,7 +28,8 @@ from mux_runtime.engines.host import BadGrant, RequestRefused
 
 pytestmark = pytest.mark.engine
 
-BACKENDS: dict[str, MakeHost] = {"torch-cpu": torch_host}
+BACKENDS: dict[str, MakeHost] = {"torch-cpu": torch_host, "torch-cuda": torch_cuda_host}
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU here")
 OUTPUTS = 32
 
 
@@ -35,7 +38,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, KnownModel]:
     return write_known_models(Path(tmp_path_factory.mktemp("models")))
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=["torch-cpu",
+                        pytest.param("torch-cuda", marks=[pytest.mark.gpu, ON_GPU])])  # fmt: skip
 def make_host(request: pytest.FixtureRequest) -> MakeHost:
     return BACKENDS[request.param]
 

@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
         max_model_len=args.max_model_len,
         device=args.device,
         threads=args.threads,
+        private_kv=args.private_kv,
     )
     return serve(args.connect, hello, TorchStart(settings))
 
@@ -56,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
                         "(default: the model folder)")  # fmt: skip
     parser.add_argument("--dtype", default="Auto", help="Auto: as the checkpoint says")
     parser.add_argument("--max-model-len", type=int, default=None)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--private-kv", action="store_true",
+                        help="keep KV that no other host reads; needed on cuda")  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     return parser
 

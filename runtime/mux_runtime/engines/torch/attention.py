@@ -3,13 +3,14 @@
 A CUDA back-end would read the runs in place; it takes this module's place behind `StepAttention`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
-from mux_runtime.engines.torch.paging import PagedKv, Slots
+from mux_runtime.engines.torch.paging import Lengths, PagedKv, lengths_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class _Decodes:
     """Requests that run one token each, attended to together."""
 
     tables: torch.Tensor
-    lengths: Sequence[int]
+    lengths: Lengths
     mask: torch.Tensor | None
 
 
@@ -37,7 +38,7 @@ class _Prefill:
     tables: torch.Tensor
     first: int
     count: int
-    length: int
+    lengths: Lengths
     mask: torch.Tensor | None
 
 
@@ -47,15 +48,17 @@ class StepAttention:
     def __init__(self, kv: PagedKv, spans: Sequence[Span]) -> None:
         """`spans` lie in the order of the step's tokens, all of one token first."""
         self._kv = kv
-        self.positions = torch.cat([torch.arange(s.start, s.start + s.count) for s in spans])
-        slots = [kv.slots(span.table, span.start, span.count) for span in spans]
-        self._slots = Slots(
-            units=torch.cat([s.units for s in slots]), offsets=torch.cat([s.offsets for s in slots])
-        )
-        singles = [span for span in spans if span.count == 1]
-        self._singles = len(singles)
-        self._decodes = _decodes(kv, singles) if singles else None
-        self._prefills = list(_prefills(kv, spans, after=len(singles)))
+        # Made here, sent once: on a GPU every small tensor costs a launch.
+        positions = torch.cat([torch.arange(s.start, s.start + s.count) for s in spans])
+        owners = torch.cat([torch.full((s.count,), at) for at, s in enumerate(spans)])
+        self.positions, owners = torch.stack([positions, owners]).to(kv.device)
+        # Short requests are padded with unit 0, whose copy `gather` clears.
+        tables = pad_sequence([span.table for span in spans], batch_first=True)
+        self._slots = kv.slots(tables, owners, self.positions)
+        self._singles = sum(span.count == 1 for span in spans)
+        singles = spans[: self._singles]
+        self._decodes = _decodes(kv, tables, singles) if singles else None
+        self._prefills = list(_prefills(kv, spans, after=self._singles))
 
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -76,8 +79,8 @@ class StepAttention:
     def _prefill(self, layer: int, part: _Prefill, query: torch.Tensor) -> torch.Tensor:
         """The query heads of a KV head form its batch; K and V are not repeated."""
         own = query[part.first : part.first + part.count].permute(1, 2, 0, 3)
-        key, value = self._kv.gather(layer, part.tables, [part.length])
-        shape = (own.shape[0], own.shape[1], part.length, own.shape[3])
+        key, value = self._kv.gather(layer, part.tables, part.lengths)
+        shape = (own.shape[0], own.shape[1], part.lengths.longest, own.shape[3])
         out = functional.scaled_dot_product_attention(
             own, key[0].unsqueeze(1).expand(shape), value[0].unsqueeze(1).expand(shape),
             attn_mask=part.mask, is_causal=part.mask is None,
@@ -85,33 +88,26 @@ class StepAttention:
         return out.permute(2, 0, 1, 3)
 
 
-def _decodes(kv: PagedKv, spans: Sequence[Span]) -> _Decodes:
-    lengths = [span.start + 1 for span in spans]
-    rows = kv.geometry.rows_for(max(lengths))
-    # Short requests repeat their first row, whose copy `gather` clears.
-    tables = torch.stack([
-        torch.cat([span.table[:rows],
-                   span.table[:1].expand(max(0, rows - len(span.table)), -1, -1)])
-        for span in spans
-    ])  # fmt: skip
+def _decodes(kv: PagedKv, tables: torch.Tensor, spans: Sequence[Span]) -> _Decodes:
+    tokens = [span.start + 1 for span in spans]
+    lengths = lengths_of(tokens, kv.device)
     mask = None
-    if min(lengths) < max(lengths):
-        mask = torch.arange(max(lengths)) < torch.tensor(lengths).view(-1, 1, 1, 1)
-    return _Decodes(tables=tables, lengths=lengths, mask=mask)
+    if lengths.beyond is not None:
+        ends = torch.tensor(tokens, device=kv.device).view(-1, 1, 1, 1)
+        mask = torch.arange(lengths.longest, device=kv.device) < ends
+    rows = kv.geometry.rows_for(lengths.longest)
+    return _Decodes(tables=tables[: len(spans), :rows], lengths=lengths, mask=mask)
 
 
-def _prefills(kv: PagedKv, spans: Sequence[Span], *, after: int) -> Sequence[_Prefill]:
-    parts: list[_Prefill] = []
+def _prefills(kv: PagedKv, spans: Sequence[Span], *, after: int) -> Iterator[_Prefill]:
     first = after
     for span in spans[after:]:
         length = span.start + span.count
         mask = None
         if span.start:
-            positions = torch.arange(span.start, length).unsqueeze(1)
-            mask = torch.arange(length) <= positions
+            positions = torch.arange(span.start, length, device=kv.device).unsqueeze(1)
+            mask = torch.arange(length, device=kv.device) <= positions
         tables = span.table[: kv.geometry.rows_for(length)].unsqueeze(0)
-        parts.append(
-            _Prefill(tables=tables, first=first, count=span.count, length=length, mask=mask)
-        )
+        yield _Prefill(tables=tables, first=first, count=span.count, mask=mask,
+                       lengths=lengths_of([length], kv.device))  # fmt: skip
         first += span.count
-    return parts

@@ -26,10 +26,10 @@ from mux_runtime.engines.host import (
     EngineFault,
     PoolHandle,
     RequestRefused,
-    UnsupportedVersion,
     WeightsHandle,
 )
 from mux_runtime.engines.torch.attention import Span, StepAttention
+from mux_runtime.engines.torch.device import CPU, KvMemory, open_device, pool_memory, private_memory
 from mux_runtime.engines.torch.layout import layout
 from mux_runtime.engines.torch.model import DenseModel
 from mux_runtime.engines.torch.paging import PagedKv
@@ -43,7 +43,7 @@ from mux_runtime.engines.torch.requests import (
 )
 from mux_runtime.engines.torch.sampler import Draw, check_sampling, logprobs, sample
 from mux_runtime.engines.torch.start import TorchStart
-from mux_runtime.engines.torch.weights import share_weights
+from mux_runtime.engines.torch.weights import on_device, share_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +53,13 @@ class _Opened:
 
 
 class TorchEngine:
-    """See `mux_runtime.engines.host.EngineHost`. `start` says which model and which phases."""
+    """See `mux_runtime.engines.host.EngineHost`. `start` says which model and which phases,
+    `memory` where KV lies (default: as the settings say)."""
 
-    def __init__(self, start: TorchStart) -> None:
+    def __init__(self, start: TorchStart, memory: KvMemory | None = None) -> None:
         self._start = start
+        self._memory = memory or (private_memory if start.settings.private_kv else pool_memory)
+        self._device = CPU
         self._opened: _Opened | None = None
         self._requests: dict[str, Request] = {}
         self._tables: dict[str, torch.Tensor] = {}
@@ -69,14 +72,15 @@ class TorchEngine:
         return self._start.geometry
 
     def open(self, pool: PoolHandle, weights: WeightsHandle, device: str) -> None:
-        if device != "cpu":
-            raise UnsupportedVersion(f"torch engine: device {device!r}; this version runs on cpu")
-        torch.set_num_threads(self._start.settings.threads)
-        dtype = self._start.dtype
+        settings, dtype = self._start.settings, self._start.dtype
+        on = self._device = open_device(device, private_kv=settings.private_kv)
+        torch.set_num_threads(settings.threads)
         shared = share_weights(pool, weights, layout(self._start.config, dtype.itemsize), dtype)
-        kv = PagedKv(pool.map_kv(), self.geometry, self._start.settings.unit_bytes)
-        self._opened = _Opened(model=DenseModel(self._start.config, shared), kv=kv)
-        self._opened.model.warm_up()
+        model = DenseModel(self._start.config, on_device(shared, on.torch))
+        kv = PagedKv(self._memory(pool, on, self.geometry), self.geometry, settings.unit_bytes)
+        self._opened = _Opened(model=model, kv=kv)
+        model.warm_up()
+        on.wait_idle()
 
     def add(self, rid: str, token_ids: Sequence[int], sampling: Sampling, *, prompt_len: int,
             kv: KVHandoff | None = None, detach: bool = False) -> None:  # fmt: skip
@@ -100,6 +104,7 @@ class TorchEngine:
         prefill, decode = plan.tokens(Phase.PREFILL), plan.tokens(Phase.DECODE)
         used = self._take_leased(plan, grant.lease)
         outputs = self._run(plan)
+        self._device.wait_idle()
         freed: list[Row] = []
         handoffs: dict[str, KVHandoff] = {}
         for output in outputs:
@@ -127,6 +132,8 @@ class TorchEngine:
             running=running,
             owned_rows=len(self._owned) // self.geometry.row_runs,
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            device_bytes=self._device.peak_bytes(),
+            sms=self._device.sms(),
         )
 
     def close(self) -> None:
@@ -243,7 +250,8 @@ class TorchEngine:
             Span(start=c.request.computed, count=c.tokens, table=self._tables[c.request.rid])
             for c in chunks
         ])  # fmt: skip
-        tokens = torch.tensor(list(chain.from_iterable(map(_tokens, chunks))), dtype=torch.int64)
+        tokens = torch.tensor(list(chain.from_iterable(map(_tokens, chunks))), dtype=torch.int64,
+                              device=self._kv.device)  # fmt: skip
         hidden = model.forward(tokens, attend.positions, attend)
         return model.logits(hidden[list(_last_positions(chunks))])
 

@@ -18,7 +18,9 @@ class DenseModel:
     def __init__(self, config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> None:
         self._config = config
         self._weights = weights
-        self._frequencies = rope_frequencies(config.rope, config.geometry.head_dim)
+        self._device = weights["embed"].device
+        frequencies = rope_frequencies(config.rope, config.geometry.head_dim)
+        self._frequencies = frequencies.to(self._device)
 
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attention
@@ -50,7 +52,7 @@ class DenseModel:
             columns = key.transpose(0, 1).unsqueeze(0), value.transpose(0, 1).unsqueeze(0)
             return functional.scaled_dot_product_attention(grouped, *columns)
 
-        start = torch.zeros(1, dtype=torch.int64)
+        start = torch.zeros(1, dtype=torch.int64, device=self._device)
         self.logits(self.forward(start, start, attend)).argmax()
 
     def _attention(

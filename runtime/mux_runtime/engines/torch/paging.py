@@ -1,4 +1,4 @@
-"""The shared KV arena as a tensor: where a token's K and V of a layer and head lie.
+"""The KV arena as a tensor: where a token's K and V of a layer and head lie.
 
 The arena is seen as `[units, block_tokens, head_dim]`. K of head `h` lies in unit
 `run + 2h`, V in the next (`gpu.md`'s view). A *table* holds the K units of rows:
@@ -12,8 +12,6 @@ import torch
 
 from mux_core.engine import KVGeometry, Row
 from mux_runtime.engines.host import GeometryMismatch
-from mux_runtime.engines.torch.weights import DTYPES, tensor_over
-from mux_runtime.kvpool.client import Arena
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,33 +22,56 @@ class Slots:
     offsets: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """How much of several requests is written: the longest, and what lies beyond the others.
+
+    `beyond` is `[request, 1, position, 1]` for positions from the shortest on; None if all are
+    of one length.
+    """
+
+    longest: int
+    shortest: int
+    beyond: torch.Tensor | None
+
+
+def lengths_of(tokens: Sequence[int], device: torch.device) -> Lengths:
+    longest, shortest = max(tokens), min(tokens)
+    if longest == shortest:
+        return Lengths(longest=longest, shortest=shortest, beyond=None)
+    positions = torch.arange(shortest, longest, device=device)
+    beyond = positions >= torch.tensor(tokens, device=device).unsqueeze(1)
+    return Lengths(longest=longest, shortest=shortest, beyond=beyond[:, None, :, None])
+
+
 class PagedKv:
     """Reads and writes the KV of one model in the arena. Takes and frees no rows."""
 
-    def __init__(self, arena: Arena, geometry: KVGeometry, unit_bytes: int) -> None:
+    def __init__(self, memory: torch.Tensor, geometry: KVGeometry, unit_bytes: int) -> None:
+        """`memory` is the whole arena, flat, in the geometry's dtype."""
         g = geometry
         if g.run_units % 2 or 2 * g.kv_heads % g.run_units:
             raise GeometryMismatch(f"KV geometry: runs of {g.run_units} units for {g.kv_heads} KV "
                                    "heads; a run holds whole pairs of K and V")  # fmt: skip
         self.geometry = geometry
-        self.units = arena.nbytes // unit_bytes
-        flat = tensor_over(arena, DTYPES[g.dtype])
+        self.device = memory.device
+        self.units = memory.numel() * g.itemsize // unit_bytes
         shape = (self.units, g.block_tokens, g.head_dim)
-        self._memory = flat.as_strided(shape, (unit_bytes // g.itemsize, g.head_dim, 1))
-        pairs = torch.arange(g.layers * g.kv_heads) * 2
+        self._memory = memory.as_strided(shape, (unit_bytes // g.itemsize, g.head_dim, 1))
+        pairs = torch.arange(g.layers * g.kv_heads, device=self.device) * 2
         self._run, self._inside = pairs // g.run_units, pairs % g.run_units
 
     def table(self, rows: Sequence[Row]) -> torch.Tensor:
         """K units of `rows`: `[rows, layers, kv_heads]`."""
         g = self.geometry
-        runs = torch.tensor(rows, dtype=torch.int64).view(len(rows), g.row_runs)
+        runs = torch.tensor(rows, dtype=torch.int64, device=self.device)
         return (runs[:, self._run] + self._inside).view(len(rows), g.layers, g.kv_heads)
 
-    def slots(self, table: torch.Tensor, start: int, count: int) -> Slots:
-        """Where tokens `start` to `start + count - 1` of the request with `table` go."""
-        positions = torch.arange(start, start + count)
+    def slots(self, tables: torch.Tensor, owners: torch.Tensor, positions: torch.Tensor) -> Slots:
+        """Where tokens at `positions` of the requests `owners` of `tables` go."""
         block = self.geometry.block_tokens
-        return Slots(units=table[positions // block], offsets=(positions % block).unsqueeze(1))
+        return Slots(units=tables[owners, positions // block],
+                     offsets=(positions % block).unsqueeze(1))  # fmt: skip
 
     def write(self, layer: int, slots: Slots, key: torch.Tensor, value: torch.Tensor) -> None:
         """Stores K and V `[token, head, head_dim]` of one layer."""
@@ -59,7 +80,7 @@ class PagedKv:
         self._memory[units + 1, slots.offsets] = value
 
     def gather(
-        self, layer: int, tables: torch.Tensor, lengths: Sequence[int]
+        self, layer: int, tables: torch.Tensor, lengths: Lengths
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies K and V of several requests: `[request, head, longest, head_dim]` each.
 
@@ -68,12 +89,11 @@ class PagedKv:
         """
         units = tables[:, :, layer]
         key, value = self._copy(units), self._copy(units + 1)
-        longest = max(lengths)
-        for index, length in enumerate(lengths):
-            if length < longest:
-                key[index, :, length:] = 0
-                value[index, :, length:] = 0
-        return key[:, :, :longest], value[:, :, :longest]
+        if lengths.beyond is not None:
+            for copy in (key, value):
+                tail = copy[:, :, lengths.shortest : lengths.longest]
+                tail.masked_fill_(lengths.beyond, 0)
+        return key[:, :, : lengths.longest], value[:, :, : lengths.longest]
 
     def _copy(self, units: torch.Tensor) -> torch.Tensor:
         g = self.geometry

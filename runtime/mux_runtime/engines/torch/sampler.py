@@ -64,8 +64,13 @@ def check_sampling(sampling: Sampling, vocab: int) -> None:
 
 
 def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-    """One token for each row of `logits` `[draw, vocab]`."""
+    """One token for each row of `logits` `[draw, vocab]`.
+
+    Only the likeliest is found on a GPU: draws are made on the CPU, the same on every device.
+    """
     likeliest = logits.argmax(dim=1).tolist()
+    if not all(draw.plain for draw in draws):
+        logits = logits.cpu()
     return [
         token if draw.plain else _sample_one(scores, draw)
         for token, scores, draw in zip(likeliest, logits, draws, strict=True)

@@ -24,7 +24,10 @@ from mux_runtime.kvpool.client import PoolClient
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """A host's arguments. `arena` names the weights that all hosts of the model share."""
+    """A host's arguments. `arena` names the weights that all hosts of the model share.
+
+    `private_kv`: this host keeps KV of its own that no other reads; on a GPU it must.
+    """
 
     model_dir: Path
     pool: str
@@ -35,6 +38,7 @@ class Settings:
     max_model_len: int | None = None
     device: str = "cpu"
     threads: int = 1
+    private_kv: bool = False
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ def share_weights(
     return {weight.name: _view(arena, weight, DTYPES[dtype]) for weight in layout.weights}
 
 
+def on_device(weights: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The weights where they compute: themselves on the CPU, this host's own copy on a GPU."""
+    return {name: weight.to(device) for name, weight in weights.items()}
+
+
 def tensor_over(arena: Arena, dtype: torch.dtype, *, count: int = -1, offset: int = 0
 ) -> torch.Tensor:  # fmt: skip
     """A flat tensor over the arena's memory; no copy. It keeps the mapping alive."""
