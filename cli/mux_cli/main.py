@@ -36,6 +36,9 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
     "workload": Subcommand(
         module="mux_cli.workload", summary="make a workload file for `muxserve plan`"
     ),
+    "simulate": Subcommand(
+        module="mux_cli.simulate", summary="what a plan makes of a workload, on a virtual clock"
+    ),
     "status": Subcommand(
         module="mux_cli.status", summary="what a running `muxserve up` serves, and why not"
     ),

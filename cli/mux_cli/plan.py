@@ -133,7 +133,7 @@ def plan_for(
 ) -> Planning:
     """Plans a workload as `planning_arguments` say. Raises SpecError where that cannot be."""
     _check(args)
-    problem = _problem(args, workload, current or Placement())
+    problem = problem_of(args, workload, current or Placement())
     estimator = args.estimator or ("default" if strategy == "default" else "muxserve")
     costs = make_estimator(estimator, headroom=args.headroom, tables=workload.tables)
     _refuse_impossible(problem, costs)
@@ -230,7 +230,9 @@ def _check(args: argparse.Namespace) -> None:
         raise SpecError(f"--deadline {args.deadline:g}: seconds above 0")
 
 
-def _problem(args: argparse.Namespace, workload: Workload, current: Placement) -> PlacementProblem:
+def problem_of(
+    args: argparse.Namespace, workload: Workload, current: Placement
+) -> PlacementProblem:
     policy = replace(
         workload.policy,
         objective=Objective(args.objective),

@@ -19,6 +19,7 @@ from mux_core.data import read_text
 from mux_core.errors import SpecError
 from mux_core.llm import Llm
 from mux_core.placement import GpuNode
+from mux_core.units import ModelName
 
 Floats = NDArray[np.float64]
 
@@ -64,7 +65,7 @@ class LatencyBase:
 
 def latency_bases(
     llms: Sequence[Llm], nodes: Sequence[GpuNode], tables: Mapping[str, StepTable]
-) -> dict[str, LatencyBase]:
+) -> dict[ModelName, LatencyBase]:
     """The base of every LLM, by name."""
     return {llm.name: latency_base(llm, nodes, tables) for llm in llms}
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mux_core.errors import SpecError
 from mux_core.simulator.latency_base import LatencyBase
-from mux_core.simulator.record import Column, MemberLog, RequestLog, RunRecord
+from mux_core.simulator.record import Column, RequestLog, RunRecord
 from mux_core.units import ModelName
 
 Counts = NDArray[np.int64]
@@ -70,38 +70,32 @@ class RunTally:
     interrupted: bool = False
 
 
-def tally(record: RunRecord, *, seconds: float, bases: Mapping[str, LatencyBase]) -> RunTally:
+def tally(record: RunRecord, *, seconds: float, bases: Mapping[ModelName, LatencyBase]) -> RunTally:
     """Counts one run over the `seconds` after its warm-up, or what an interruption left of them.
 
-    Raises SpecError when the clock stopped before the window.
+    LLMs are in the order of `bases`. Raises SpecError when the clock stopped before the window.
     """
     begin, end = record.warmup, min(record.warmup + seconds, record.until)
     if not end > begin:
         raise SpecError(f"run: stopped at {record.until:.1f} s, inside the warm-up of {begin:g} s; "
                         "nothing was measured")  # fmt: skip
-    members: dict[ModelName, list[MemberLog]] = {name: [] for name in record.requests}
-    for member in record.members:
-        members[member.model].append(member)
     return RunTally(
         seconds=end - begin,
         gpus_used=record.gpus_used,
         events=record.events,
         models={
-            name: _tally_model(log, members[name], (begin, end), record.until, bases[name])
-            for name, log in record.requests.items()
+            name: _tally_model(record, name, (begin, end), base) for name, base in bases.items()
         },
         interrupted=record.interrupted,
     )
 
 
 def _tally_model(
-    log: RequestLog,
-    members: Sequence[MemberLog],
-    window: tuple[float, float],
-    until: float,
-    base: LatencyBase,
+    record: RunRecord, model: ModelName, window: tuple[float, float], base: LatencyBase
 ) -> ModelTally:
     begin, end = window
+    until, log = record.until, record.requests[model]
+    members = [member for member in record.members if member.model == model]
     inside = (log.arrived >= begin) & (log.arrived < end)
     arrived, first, finished = (x[inside] for x in (log.arrived, log.first, log.finished))
     prompt, output = log.prompt[inside], log.output[inside]

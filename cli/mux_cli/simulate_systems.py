@@ -1,0 +1,102 @@
+"""The systems that are simulated: a placement, planned or given, under a policy."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mux_cli.plan import plan_for, planning_arguments, problem_of, read_switches
+from mux_cli.plan_document import read_placement
+from mux_cli.simulate_arguments import Traffic, Window
+from mux_cli.simulate_runs import Scenario
+from mux_cli.workload_file import Workload
+from mux_core.costmodel.profile import profile_of
+from mux_core.errors import SpecError
+from mux_core.placement import Placement, Unit
+from mux_core.units import ModelName, NodeName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """A scenario, and what to say of how its placement came about."""
+
+    strategy: str
+    scenario: Scenario
+    notes: tuple[str, ...] = ()
+
+
+def system_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds how to plan and how policies behave."""
+    planning_arguments(parser)
+    parser.add_argument("--policy-switch", action="append", default=[], metavar="NAME=on|off",
+                        help="one behaviour of a released policy; repeatable")  # fmt: skip
+
+
+def make_system(
+    args: argparse.Namespace,
+    workload: Workload,
+    *,
+    strategy: str,
+    policy: str,
+    traffic: Traffic,
+    window: Window,
+    plan: Path | None = None,
+) -> System:
+    """Plans, or reads the plan. Raises SpecError where it does not fit the workload."""
+    notes: list[str] = []
+    if plan is None:
+        made = plan_for(args, workload, strategy=strategy)
+        problem, placement = made.problem, made.plan.proposed
+    else:
+        placement = read_placement(plan, flag="--plan")
+        problem = problem_of(args, workload, Placement())
+        check_plan(placement, workload, subject=f"--plan {plan}")
+        strategy = _strategy_of(plan) or strategy
+    placed = {member.model for _, member in placement.members()}
+    absent = [llm.name for llm in workload.llms if llm.name not in placed]
+    if absent:
+        notes.append(f"no place in the plan, so never served: {', '.join(absent)}")
+    scenario = Scenario(
+        label=f"{strategy}/{policy}", problem=problem, placement=placement,
+        tables=workload.tables, traffic=traffic, window=window, policy=policy,
+        switches=read_switches(args.policy_switch), check=bool(getattr(args, "check", False)),
+    )  # fmt: skip
+    return System(strategy=strategy, scenario=scenario, notes=tuple(notes))
+
+
+def _strategy_of(plan: Path) -> str:
+    return str(json.loads(plan.read_text(encoding="utf-8")).get("strategy") or "")
+
+
+def check_plan(placement: Placement, workload: Workload, *, subject: str) -> None:
+    """Raises SpecError for a plan that was made for other LLMs or other GPUs."""
+    slots = {node.name: node.gpus for node in workload.nodes}
+    taken: dict[tuple[NodeName, int], str] = {}
+    for unit in placement.units:
+        gpus = slots.get(unit.group.node, 0)
+        for gpu in unit.group.gpus:
+            where = f"{subject}: unit {unit.id} on {unit.group.node}/{gpu}"
+            if not 0 <= gpu < gpus:
+                raise SpecError(f"{where}: the workload has no such GPU; plan for this workload")
+            if (unit.group.node, gpu) in taken:
+                raise SpecError(f"{where}: the GPU is already of unit "
+                                f"{taken[unit.group.node, gpu]}; a GPU has one unit")  # fmt: skip
+            taken[unit.group.node, gpu] = unit.id
+        _check_members(unit, workload, subject)
+
+
+def _check_members(unit: Unit, workload: Workload, subject: str) -> None:
+    llms = {llm.name: llm for llm in workload.llms}
+    gpu = {node.name: node.gpu for node in workload.nodes}[unit.group.node]
+    for member in unit.members:
+        where = f"{subject}: unit {unit.id}, model {member.model}"
+        llm = llms.get(ModelName(member.model))
+        if llm is None:
+            raise SpecError(f"{where}: not in the workload; plan for this workload")
+        if member.tensor != unit.group.size:
+            raise SpecError(f"{where}: tensor {member.tensor} on {unit.group.size} GPUs; an LLM "
+                            "spans its unit")  # fmt: skip
+        known = profile_of(llm, gpu, workload.tables).table.tensors
+        if member.tensor not in known:
+            raise SpecError(f"{where}: tensor {member.tensor}; its profile has "
+                            f"{', '.join(map(str, known))}")  # fmt: skip
