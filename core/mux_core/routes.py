@@ -63,8 +63,13 @@ def planned_weight(rate: float) -> float:
 def least_loaded(
     endpoints: Iterable[Endpoint], outstanding: Callable[[Endpoint], int]
 ) -> Endpoint | None:
-    """Who serves next: the least outstanding requests, then the larger weight, then the unit id."""
-    return min(endpoints, key=lambda e: (outstanding(e), -e.weight, e.unit), default=None)
+    """Who serves next: least outstanding requests for its weight, with this one; larger; unit id.
+
+    `outstanding`: of the model asked for alone. Replicas differ in what they can serve, and a unit
+    is busy with others as well; the plan took both into account when it set the weights.
+    """
+    return min(endpoints, key=lambda e: ((outstanding(e) + 1) / e.weight, -e.weight, e.unit),
+               default=None)  # fmt: skip
 
 
 def to_json(table: RouteTable) -> str:

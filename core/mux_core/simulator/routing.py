@@ -9,25 +9,23 @@ from mux_core.units import ModelName, UnitId
 
 
 class Router:
-    """The endpoints of every LLM and the requests each unit has not finished."""
+    """The endpoints of every LLM and the requests each replica has not finished."""
 
     def __init__(self, endpoints: Mapping[ModelName, tuple[Endpoint, ...]]) -> None:
         self.endpoints = dict(endpoints)
-        self._outstanding: Counter[str] = Counter()
+        self._outstanding: Counter[tuple[str, ModelName]] = Counter()
 
     def take(self, model: ModelName) -> UnitId | None:
         """The unit that serves the next request of `model`, which counts as its from now on."""
-        found = least_loaded(self.endpoints.get(model, ()), self._requests_at)
+        found = least_loaded(self.endpoints.get(model, ()),
+                             lambda endpoint: self._outstanding[endpoint.unit, model])  # fmt: skip
         if found is None:
             return None
-        self._outstanding[found.unit] += 1
+        self._outstanding[found.unit, model] += 1
         return UnitId(found.unit)
 
-    def done(self, unit: UnitId) -> None:
-        self._outstanding[unit] -= 1
-
-    def _requests_at(self, endpoint: Endpoint) -> int:
-        return self._outstanding[endpoint.unit]
+    def done(self, unit: UnitId, model: ModelName) -> None:
+        self._outstanding[unit, model] -= 1
 
 
 def endpoints(placement: Placement) -> dict[ModelName, tuple[Endpoint, ...]]:

@@ -250,7 +250,7 @@ class Run:
             return
         unit = self.units[target]
         if not unit.accepts(model, visit, max_queue=self.settings.max_queue):
-            self.router.done(target)
+            self.router.done(target, model)
             self.logs[model].reject(self.now)
             return
         unit.submit(model, visit)
@@ -288,7 +288,7 @@ class Run:
 
     def _finished(self, unit: SimUnit, member: SimMember, visit: Visit, now: float) -> None:
         self.logs[member.model].finish(visit.index, now)
-        self.router.done(unit.plan.id)
+        self.router.done(unit.plan.id, member.model)
 
     # Figures
 

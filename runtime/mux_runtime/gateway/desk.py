@@ -51,7 +51,7 @@ class Desk:
 
     def __init__(self) -> None:
         self._table = RouteTable(namespace="")
-        self._outstanding: Counter[Address] = Counter()
+        self._outstanding: Counter[tuple[Address, str]] = Counter()
         self._admitted: Counter[str] = Counter()
         self._waiting: defaultdict[str, list[Waiter]] = defaultdict(list)
         self._closed = False
@@ -127,16 +127,16 @@ class Desk:
         return bool(queue and queue[0][0] < place)
 
     @contextlib.contextmanager
-    def outstanding(self, endpoint: Endpoint) -> Iterator[None]:
-        """Counts one request as being served by `endpoint`."""
-        address = address_of(endpoint)
-        self._outstanding[address] += 1
+    def outstanding(self, endpoint: Endpoint, name: str) -> Iterator[None]:
+        """Counts one request for the model as being served by `endpoint`."""
+        key = (address_of(endpoint), name)
+        self._outstanding[key] += 1
         try:
             yield
         finally:
-            self._outstanding[address] -= 1
-            if not self._outstanding[address]:
-                del self._outstanding[address]
+            self._outstanding[key] -= 1
+            if not self._outstanding[key]:
+                del self._outstanding[key]
 
     def pause(self, endpoint: Endpoint, name: str) -> None:
         """Leaves `endpoint` alone for this model; longer each time in a row."""
@@ -163,10 +163,8 @@ class Desk:
         free = [endpoint for endpoint in route.endpoints
                 if (address_of(endpoint), route.served_name) not in self._paused]  # fmt: skip
         others = [endpoint for endpoint in free if address_of(endpoint) != avoid]
-        return least_loaded(others or free, self._requests_at)
-
-    def _requests_at(self, endpoint: Endpoint) -> int:
-        return self._outstanding[address_of(endpoint)]
+        name = route.served_name
+        return least_loaded(others or free, lambda e: self._outstanding[address_of(e), name])
 
     async def _wait(self, name: str, place: int, deadline: float) -> None:
         if self._closed:

@@ -143,7 +143,7 @@ class Proxy:
         """The endpoint's answer, or None when another attempt may be made."""
         name = visit.route.served_name
         with contextlib.ExitStack() as load:
-            load.enter_context(self._desk.outstanding(endpoint))
+            load.enter_context(self._desk.outstanding(endpoint, name))
             visit.sent_at = _now()
             try:
                 answer = await self._units.ask(endpoint, visit.path, visit.body,

@@ -1,6 +1,8 @@
 """Who is asked next, who waits, and in which order waiting ends."""
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 
 import pytest
 
@@ -34,13 +36,36 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
+@contextlib.contextmanager
+def busy(desk: Desk, endpoint: Endpoint, requests: int, model: str = "alpha") -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for _ in range(requests):
+            stack.enter_context(desk.outstanding(endpoint, model))
+        yield
+
+
 async def test_the_fewest_outstanding_requests_win() -> None:
     desk = desk_with(A, B, C)
-    with desk.outstanding(A), desk.outstanding(C), desk.outstanding(C):
+    with busy(desk, A, 1), busy(desk, C, 2):
         assert await ask(desk) == "b"
-        with desk.outstanding(B), desk.outstanding(B), desk.outstanding(B):
+        with busy(desk, B, 3):
             assert await ask(desk) == "a"
     assert await ask(desk) == "a", "all loads are given back"
+
+
+async def test_requests_are_shared_by_weight() -> None:
+    small, large = endpoint(1, "a", 1.0), endpoint(2, "b", 4.0)
+    desk = desk_with(small, large)
+    with busy(desk, large, 2):
+        assert await ask(desk) == "b"
+        with busy(desk, large, 2):
+            assert await ask(desk) == "a"
+
+
+async def test_requests_for_other_models_of_a_unit_do_not_count() -> None:
+    desk = desk_with(A, B)
+    with busy(desk, A, 9, model="beta"):
+        assert await ask(desk) == "a"
 
 
 @pytest.mark.parametrize(
