@@ -7,6 +7,7 @@ analytic roofline. All are tables on a grid, read by interpolation over batch, l
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 
 from mux_core.costmodel.roofline import roofline_table
@@ -22,6 +23,29 @@ _Grid = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(slots=True)
+class StepCurve:
+    """Seconds of a step over the batch, linear between points and beyond the last."""
+
+    points: tuple[float, ...]
+    values: tuple[float, ...]
+    overhead_s: float
+    _slopes: tuple[float, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        pairs = zip(pairwise(self.points), pairwise(self.values), strict=True)
+        self._slopes = tuple((b - a) / (high - low) for (low, high), (a, b) in pairs)
+
+    def at(self, batch: float) -> float:
+        points = self.points
+        if batch <= points[0] or not self._slopes:
+            return self.values[0] + batch * self.overhead_s
+        index = bisect_left(points, batch)
+        index = min(index, len(points) - 1) - 1
+        step = self.values[index] + self._slopes[index] * (batch - points[index])
+        return step + batch * self.overhead_s
+
+
+@dataclass(slots=True)
 class Profile:
     """Prefill and decode seconds by tokens, batch, SM share and degree. Remembers what it read."""
 
@@ -33,11 +57,18 @@ class Profile:
 
     def decode_s(self, *, tensor: int, percent: int, batch: float, context: float) -> float:
         """Seconds of one decode step."""
+        curve = self.decode_curve(tensor=tensor, percent=percent, context=context)
+        return curve.at(batch)
+
+    def decode_curve(
+        self, *, tensor: int, percent: int, context: float, overhead_s: float = 0.0
+    ) -> "StepCurve":
+        """Decode steps over the batch; `overhead_s` is added per sequence."""
         key = (tensor, percent, context)
         grid = self._curves.get(key)
         if grid is None:
             grid = self._curves[key] = self._decode_curve(tensor, percent, context)
-        return _interpolate(grid, batch)
+        return StepCurve(*grid, overhead_s)
 
     def _decode_curve(self, tensor: int, percent: int, context: float) -> _Grid:
         """(batches, seconds) at one share, between the measured shares around it."""

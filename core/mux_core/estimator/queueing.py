@@ -8,14 +8,13 @@ resource and meets its service level.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import erf, exp, log, sqrt
 
 from mux_core.costmodel.hardware import gpu_type
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference, bus_share
-from mux_core.costmodel.profile import Profile, profile_of
+from mux_core.costmodel.profile import Profile, StepCurve, profile_of
 from mux_core.costmodel.table import StepTable
-from mux_core.errors import SpecError
 from mux_core.estimator.memory import (
     fixed_bytes,
     kv_floor_bytes,
@@ -24,6 +23,7 @@ from mux_core.estimator.memory import (
     room_bytes,
 )
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitOutcome
+from mux_core.footprint import layout_error
 from mux_core.llm import Llm
 from mux_core.placement import Share
 from mux_core.planning import PlanReason
@@ -32,10 +32,41 @@ from mux_core.units import Bytes, Percent
 ROUNDS = 40
 P99 = 2.33
 LEAST_PERCENT = 10
+MOST_KNOWN = 50_000
 CPU_PERCENT = 50
-"""Most that one phase of a member of several takes of a CPU slot: no part of a step fills all cores,
-so two steps on halves beat one after the other (`benchmarks/bench_up_vs_separate.py`, where prefill
-at 100 % served 0.6 times the rate)."""
+"""Most that a phase of a sharing member takes of a CPU slot: no part of a step fills all cores, so
+two steps on halves beat one after the other (`benchmarks/bench_up_vs_separate.py`, where prefill at
+100 % served 0.6 times the rate)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Costs:
+    """What one LLM costs on one kind of group, whatever its rate and share."""
+
+    llm: Llm
+    profile: Profile
+    tensor: int
+    prefill_s: float
+    sequence_bytes: float
+    token_bytes: float
+    held_bytes: float
+    kv_floor: float
+    largest: int
+    context: float
+    overhead_s: float
+    output_tokens: float
+    curves: dict[int, StepCurve] = field(default_factory=dict)
+
+    def curve(self, percent: int) -> StepCurve:
+        found = self.curves.get(percent)
+        if found is None:
+            found = self.curves[percent] = self.profile.decode_curve(
+                tensor=self.tensor,
+                percent=percent,
+                context=self.context,
+                overhead_s=self.overhead_s,
+            )
+        return found
 
 
 @dataclass(slots=True)
@@ -43,15 +74,9 @@ class _State:
     """One member while the fixed point is sought."""
 
     ask: Ask
-    profile: Profile
+    costs: _Costs
     percent: int
-    prefill_s: float
-    sequence_bytes: float
-    token_bytes: float
-    weight_bytes: float
-    largest: int
-    context: float
-    overhead_s: float
+    curve: StepCurve
     batch: float = 0.0
     step_s: float = 0.0
     alone_s: float = 0.0
@@ -76,6 +101,7 @@ class QueueingUnits:
     tables: Mapping[str, StepTable] = field(default_factory=dict)
     name: str = "default"
     _profiles: dict[tuple[Hashable, str], Profile] = field(default_factory=dict)
+    _known: dict[tuple[int, GroupKind], _Costs] = field(default_factory=dict)
 
     def sizes(self, llm: Llm, kinds: Sequence[GroupKind]) -> tuple[GroupKind, ...]:
         """Degrees the profile knows and the weights fit, smallest first."""
@@ -84,15 +110,10 @@ class QueueingUnits:
             for kind in kinds
             if kind.gpus in self._profile(llm, kind.gpu).table.tensors
             and (not llm.allowed_tensor or kind.gpus in llm.allowed_tensor)
-            and self._holds(llm, kind)
+            and self.footprint(llm, kind) <= 1
+            and not layout_error(llm, tensor=kind.gpus)
         ]
         return tuple(sorted(found))
-
-    def _holds(self, llm: Llm, kind: GroupKind) -> bool:
-        try:
-            return self.footprint(llm, kind) <= 1
-        except SpecError:  # no KV layout on that many GPUs
-            return False
 
     def cost_key(self, llm: Llm) -> Hashable:
         demand, sharing = llm.demand, llm.sharing
@@ -128,18 +149,17 @@ class QueueingUnits:
         state = self._state(kind, Ask(llm=llm, rate=rate), percent)
         if not self._judge(kind, [state]).fits:
             return None
-        busy = rate * state.prefill_s
-        return Alone(kv_bytes=state.batch * state.sequence_bytes, prefill_busy=busy)
+        busy = rate * state.costs.prefill_s
+        return Alone(kv_bytes=state.batch * state.costs.sequence_bytes, prefill_busy=busy)
 
     def _divisions(self, kind: GroupKind, asks: Sequence[Ask]) -> list[list[int]]:
         """Decode shares to try: by decode work, then equal ones; each within the LLM's bounds."""
         if len(asks) == 1:
             return [self._divide(kind, asks, [1.0])]
-        work = []
-        for ask in asks:
-            state = self._state(kind, ask, 100)
-            step = self._decode(kind, state, 1.0)
-            work.append(ask.rate * ask.llm.demand.output_tokens * step)
+        work = [
+            ask.rate * ask.llm.demand.output_tokens * self._costs(kind, ask.llm).curve(100).at(1.0)
+            for ask in asks
+        ]
         by_work = self._divide(kind, asks, work)
         equal = self._divide(kind, asks, [1.0] * len(asks))
         return [by_work] if by_work == equal else [by_work, equal]
@@ -163,65 +183,78 @@ class QueueingUnits:
         return parts
 
     def _state(self, kind: GroupKind, ask: Ask, percent: int) -> _State:
-        llm, demand = ask.llm, ask.llm.demand
+        costs = self._costs(kind, ask.llm)
+        return _State(ask, costs, percent, costs.curve(percent))
+
+    def _costs(self, kind: GroupKind, llm: Llm) -> _Costs:
+        known = self._known.get((id(llm), kind))
+        if known is None or known.llm is not llm:
+            if len(self._known) > MOST_KNOWN:
+                self._known.clear()
+            known = self._known[id(llm), kind] = self._costs_of(kind, llm)
+        return known
+
+    def _costs_of(self, kind: GroupKind, llm: Llm) -> _Costs:
+        demand = llm.demand
         profile = self._profile(llm, kind.gpu)
         few = 4.0
         prefill = profile.prefill_s(
             tensor=kind.gpus, percent=100, batch=few, tokens=demand.prompt_tokens
         )
-        return _State(
-            ask=ask,
+        return _Costs(
+            llm=llm,
             profile=profile,
-            percent=percent,
+            tensor=kind.gpus,
             prefill_s=prefill / few,
             sequence_bytes=kv_per_token(llm) * (demand.prompt_tokens + demand.output_tokens),
             token_bytes=kv_per_token(llm),
-            weight_bytes=llm.weight_bytes,
+            held_bytes=self._held_bytes(llm, kind),
+            kv_floor=kv_floor_bytes(llm, kind),
             largest=profile.largest_batch(kind.gpus),
             context=demand.prompt_tokens + demand.output_tokens / 2,
             overhead_s=overhead_s(llm),
+            output_tokens=demand.output_tokens,
         )
-
-    def _decode(self, kind: GroupKind, state: _State, batch: float) -> float:
-        step = state.profile.decode_s(
-            tensor=kind.gpus, percent=state.percent, batch=max(1.0, batch), context=state.context
-        )
-        return step + batch * state.overhead_s
 
     def _judge(self, kind: GroupKind, states: list[_State]) -> UnitOutcome:
         """Settles the batches, then asks every limit; the first that fails is the reason."""
         prefill_busy = self._settle(kind, states)
-        room = self.room_bytes(kind) - sum(self._held_bytes(s.ask.llm, kind) for s in states)
-        need = sum(state.batch * state.sequence_bytes for state in states)
-        kv_use = need / room if room > 0 else float("inf")
-        members = tuple(
-            self._member(kind, states, state, prefill_busy, kv_use, room) for state in states
+        room = self.room_bytes(kind) - sum(state.costs.held_bytes for state in states)
+        need = sum(state.batch * state.costs.sequence_bytes for state in states)
+        unit = _Unit(
+            prefill_busy=prefill_busy,
+            wait=_mean_wait(states, prefill_busy),
+            room=room,
+            kv_use=need / room if room > 0 else float("inf"),
+            kv_weight=sum(_kv_weight(state) for state in states),
         )
+        members = tuple(_member(kind, state, unit) for state in states)
         return self._verdict(kind, states, members, room)
 
     def _settle(self, kind: GroupKind, states: list[_State]) -> float:
         """Batches and step times at the fixed point; the share of time that prefills run."""
-        busy_decodes = len(states) > 1
-        slower = self.interference.prefill_factor(decoding=busy_decodes)
-        prefill_busy = sum(s.ask.rate * s.prefill_s for s in states) * slower
+        shared = len(states) > 1
+        slower = self.interference.prefill_factor(decoding=shared)
+        prefill_busy = sum(s.ask.rate * s.costs.prefill_s for s in states) * slower
         most = 2 * self.room_bytes(kind)
         by_prefill = self.interference.decode_factor(prefill_busy)
         for _ in range(ROUNDS):
             for state in states:
-                state.alone_s = self._decode(kind, state, state.batch)
-            stretch = 1.0
-            if len(states) > 1:
-                stretch = self.interference.bus_stretch(self._bus(kind, states))
-            moved = False
+                state.alone_s = state.curve.at(state.batch)
+            stretch = by_prefill
+            if shared:
+                stretch *= self.interference.bus_stretch(self._bus(kind, states))
+            moved = over = False
+            held = 0.0
             for state in states:
-                state.step_s = state.alone_s * by_prefill * stretch
-                batch = state.ask.rate * state.ask.llm.demand.output_tokens * state.step_s
+                state.step_s = state.alone_s * stretch
+                batch = state.ask.rate * state.costs.output_tokens * state.step_s
                 moved |= batch > state.batch * 1.001 + 1e-3
+                over |= batch > 2 * state.costs.largest
+                held += batch * state.costs.sequence_bytes
                 state.batch = batch
-            if not moved or any(state.batch > 2 * state.largest for state in states):
-                break
-            # Batches only grow from here: what is far over memory already will be refused.
-            if sum(state.batch * state.sequence_bytes for state in states) > most:
+            # Batches only grow from here: what is far over a limit already will be refused.
+            if not moved or over or held > most:
                 break
         return prefill_busy
 
@@ -230,46 +263,11 @@ class QueueingUnits:
         bandwidth = gpu_type(kind.gpu).bandwidth
         asked = 0.0
         for state in states:
-            kv = state.batch * state.context * state.token_bytes
-            per_step = (state.weight_bytes + kv) / kind.gpus
+            kv = state.batch * state.costs.context * state.costs.token_bytes
+            per_step = (state.ask.llm.weight_bytes + kv) / kind.gpus
             busy = 1 - exp(-state.batch)
             asked += busy * bus_share(per_step, state.alone_s, bandwidth=bandwidth)
         return asked
-
-    def _member(
-        self,
-        kind: GroupKind,
-        states: list[_State],
-        state: _State,
-        prefill_busy: float,
-        kv_use: float,
-        room: float,
-    ) -> MemberOutcome:
-        first_step = self._decode(kind, state, 1.0)
-        decode_use = max(0.0, 1 - first_step / state.step_s) if state.step_s else 0.0
-        use = max(kv_use, prefill_busy, state.batch / state.largest, decode_use)
-        wait = _mean_wait(states, prefill_busy)
-        spread = self._decode(kind, state, state.batch + P99 * sqrt(state.batch))
-        tpot_p99 = state.step_s / state.alone_s * spread
-        outcome = MemberOutcome(
-            served=state.ask.rate * min(1.0, 1.0 / max(use, 1e-9)),
-            share=state.ask.share
-            or Share(prefill=_prefill_percent(kind, state.ask), decode=Percent(state.percent)),
-            kv=self._kv_part(states, state, room, kind),
-            utilisation=use,
-            ttft_mean_s=wait + state.prefill_s,
-            ttft_p99_s=_wait_p99(wait, prefill_busy) + state.prefill_s,
-            tpot_mean_s=state.step_s,
-            tpot_p99_s=tpot_p99,
-        )
-        return replace(outcome, attainment=_attainment(state, outcome, wait, prefill_busy))
-
-    def _kv_part(self, states: list[_State], state: _State, room: float, kind: GroupKind) -> Bytes:
-        """The floor, and of the rest a part in proportion to need."""
-        needs = [max(s.batch, 0.01) * s.sequence_bytes for s in states]
-        mine = max(state.batch, 0.01) * state.sequence_bytes
-        floor = kv_floor_bytes(state.ask.llm, kind)
-        return Bytes(int(floor + max(0.0, room) * mine / sum(needs)))
 
     def _verdict(
         self,
@@ -339,6 +337,43 @@ def _prefill_percent(kind: GroupKind, ask: Ask) -> Percent:
     return Percent(min(sharing.max_percent, max(CPU_PERCENT, sharing.min_percent or 0)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unit:
+    """What a settled unit's members share."""
+
+    prefill_busy: float
+    wait: float
+    room: float
+    kv_use: float
+    kv_weight: float
+
+
+def _member(kind: GroupKind, state: _State, unit: _Unit) -> MemberOutcome:
+    costs, step_s = state.costs, state.step_s
+    decode_use = max(0.0, 1 - state.curve.at(1.0) / step_s) if step_s else 0.0
+    use = max(unit.kv_use, unit.prefill_busy, state.batch / costs.largest, decode_use)
+    spread = state.curve.at(state.batch + P99 * sqrt(state.batch))
+    tpot_p99 = step_s / state.alone_s * spread
+    # The KV floor, and of the rest a part in proportion to need.
+    kv = costs.kv_floor + max(0.0, unit.room) * _kv_weight(state) / unit.kv_weight
+    return MemberOutcome(
+        served=state.ask.rate * min(1.0, 1.0 / max(use, 1e-9)),
+        share=state.ask.share
+        or Share(prefill=_prefill_percent(kind, state.ask), decode=Percent(state.percent)),
+        kv=Bytes(int(kv)),
+        utilisation=use,
+        ttft_mean_s=unit.wait + costs.prefill_s,
+        ttft_p99_s=_wait_p99(unit.wait, unit.prefill_busy) + costs.prefill_s,
+        tpot_mean_s=step_s,
+        tpot_p99_s=tpot_p99,
+        attainment=_attainment(state, use, tpot_p99, unit),
+    )
+
+
+def _kv_weight(state: _State) -> float:
+    return max(state.batch, 0.01) * state.costs.sequence_bytes
+
+
 def _served(outcome: UnitOutcome) -> float:
     return sum(member.served for member in outcome.members)
 
@@ -350,8 +385,8 @@ def _mean_wait(states: Sequence[_State], busy: float) -> float:
         return 0.0
     if busy >= 1:
         return float("inf")
-    mean = sum(s.ask.rate * s.prefill_s for s in states) / rate
-    square = sum(s.ask.rate * s.prefill_s**2 for s in states) / rate
+    mean = sum(s.ask.rate * s.costs.prefill_s for s in states) / rate
+    square = sum(s.ask.rate * s.costs.prefill_s**2 for s in states) / rate
     burst = sum(s.ask.rate * s.ask.llm.demand.burstiness for s in states) / rate
     # Prompt lengths vary about as much as their mean (ShareGPT), hence one more mean squared.
     variation = (square + mean * mean) / (mean * mean) if mean > 0 else 1.0
@@ -365,21 +400,22 @@ def _wait_p99(wait: float, busy: float) -> float:
     return wait / busy * log(100 * busy)
 
 
-def _attainment(state: _State, outcome: MemberOutcome, wait: float, busy: float) -> float | None:
+def _attainment(state: _State, use: float, tpot_p99: float, unit: _Unit) -> float | None:
     """Share of requests that meet TTFT and TPOT; waiting and batch size taken as independent."""
     slo = state.ask.llm.slo
     if slo is None:
         return None
-    if outcome.utilisation >= 1:
+    if use >= 1:
         return 0.0
     met = 1.0
     if slo.ttft_s is not None:
-        spare = slo.ttft_s - state.prefill_s
+        spare = slo.ttft_s - state.costs.prefill_s
         if spare < 0:
             return 0.0
+        busy, wait = unit.prefill_busy, unit.wait
         met *= 1.0 if wait <= 0 else 1 - busy * exp(-spare * busy / wait)
     if slo.tpot_s is not None:
-        mean, p99 = outcome.tpot_mean_s or 0.0, outcome.tpot_p99_s or 0.0
-        deviation = max((p99 - mean) / P99, 1e-3 * mean)
+        mean = state.step_s
+        deviation = max((tpot_p99 - mean) / P99, 1e-3 * mean)
         met *= 0.5 * (1 + erf((slo.tpot_s - mean) / deviation / sqrt(2)))
     return met
