@@ -19,8 +19,7 @@ from mux_core.actions import (
 from mux_core.decide import decide
 from mux_core.llm import Dtype, ModelGeometry, SharingPolicy
 from mux_core.placement import GpuNode
-from mux_core.planners.first_fit import FirstFit
-from mux_core.planning import Plan, best_plan
+from mux_core.planning import Choice
 from mux_core.pool_verdicts import Outcome
 from mux_core.problem import Question, question
 from mux_core.snapshot import (
@@ -41,6 +40,7 @@ from mux_core.status import LlmStatus, Resolved, StatusReport
 from mux_core.units import MIB, Bytes, ModelName, NodeName, UnitId
 from mux_core.unitspec import Device
 from mux_core.verdicts import statuses
+from world_builders import chosen
 
 KEY = PoolKey(namespace="ns", name="default")
 GEOMETRY = ModelGeometry(
@@ -94,19 +94,19 @@ class World:
         self.seen = replace(self.seen, llms=llms)
         return Snapshot(seen=self.seen, reports=self.reports, not_before=self.not_before)
 
-    def plan(self) -> tuple[Snapshot, Question, Plan]:
+    def plan(self) -> tuple[Snapshot, Question, Choice]:
         snapshot = self.snapshot()
         asked = question(snapshot)
-        return snapshot, asked, best_plan(FirstFit(), asked.problem)
+        return snapshot, asked, chosen(asked.problem)
 
     def look(self) -> tuple[Action, ...]:
         """One cycle: decides, performs, reports."""
-        snapshot, asked, plan = self.plan()
-        actions = decide(snapshot, asked, plan)
+        snapshot, asked, choice = self.plan()
+        actions = decide(snapshot, asked, choice)
         for action in actions:
             self.perform(action)
         self.log += actions
-        report = statuses(Outcome(snapshot=self.snapshot(), asked=asked, plan=plan))
+        report = statuses(Outcome(snapshot=self.snapshot(), asked=asked, choice=choice))
         for name, status in report.llms.items():
             self.llms[name] = replace(self.llms[name], status=status)
         return actions
@@ -125,8 +125,8 @@ class World:
         return self.llms[name].status
 
     def report(self) -> StatusReport:
-        snapshot, asked, plan = self.plan()
-        return statuses(Outcome(snapshot=snapshot, asked=asked, plan=plan))
+        snapshot, asked, choice = self.plan()
+        return statuses(Outcome(snapshot=snapshot, asked=asked, choice=choice))
 
     def perform(self, action: Action) -> None:
         match action:

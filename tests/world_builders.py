@@ -27,8 +27,8 @@ from mux_core.actions import (
 from mux_core.decide import decide
 from mux_core.llm import Demand, Dtype, ModelGeometry
 from mux_core.placement import GpuNode
-from mux_core.planners.first_fit import FirstFit
-from mux_core.planning import best_plan
+from mux_core.planners.default import DefaultPlanner
+from mux_core.planning import Choice, PlacementProblem, choose
 from mux_core.pool_verdicts import Outcome
 from mux_core.problem import question
 from mux_core.routes import RouteTable
@@ -56,6 +56,14 @@ from mux_core.verdicts import statuses
 
 KEY = PoolKey(namespace="models", name="pool")
 NOW = 1_000_000.0
+
+
+PLANNER = DefaultPlanner()
+"""One for all: what it remembers changes no answer."""
+
+
+def chosen(problem: PlacementProblem) -> Choice:
+    return choose(PLANNER, problem, late=lambda: False)
 
 
 def shape(**changes: Any) -> ModelGeometry:
@@ -154,18 +162,18 @@ class World:
     def decided(self, *, order: random.Random | None = None) -> tuple[Action, ...]:
         snapshot = self.snapshot(order=order)
         asked = question(snapshot)
-        return decide(snapshot, asked, best_plan(FirstFit(), asked.problem))
+        return decide(snapshot, asked, chosen(asked.problem))
 
     def cycle(self) -> tuple[Action, ...]:
         """One look: decide, do, and say how it is."""
         snapshot = self.snapshot()
         asked = question(snapshot)
-        plan = best_plan(FirstFit(), asked.problem)
-        actions = decide(snapshot, asked, plan)
+        choice = chosen(asked.problem)
+        actions = decide(snapshot, asked, choice)
         for action in actions:
             self.do(action)
         after = replace(snapshot, has_table=dict(self.has_table))
-        self.report(statuses(Outcome(snapshot=after, asked=asked, plan=plan)))
+        self.report(statuses(Outcome(snapshot=after, asked=asked, choice=choice)))
         return actions
 
     def settle(self, *, looks: int = 20) -> list[Action]:
@@ -277,7 +285,7 @@ class World:
             case RecordPlan():
                 kept = tuple(p for p in self.plans if p.name not in action.expired)
                 plan = PlanRecord(revision=action.revision, inputs_hash=action.inputs_hash,
-                                  name=action.name)  # fmt: skip
+                                  name=action.name, waits=action.waits)  # fmt: skip
                 self.plans = (*kept, plan)
             case ApplyUnit(unit=unit):
                 self.say(unit)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mux_core.placement import Placement
-from mux_core.planning import Plan
+from mux_core.planning import Plan, Prediction
 from mux_core.routes import RouteTable
 from mux_core.snapshot import UnitAddress, UnitRecord
 from mux_core.specs import ModelSource
@@ -118,7 +118,11 @@ class PublishRoutes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordPlan:
-    """Writes a plan down for people and removes the `expired` ones."""
+    """Writes a plan down for people and removes the `expired` ones.
+
+    `waits`: none of its steps is carried out unless it is approved. `superseded`: earlier plans
+    that waited, which new inputs have overtaken. `before`: the prediction of what runs meanwhile.
+    """
 
     name: str
     revision: int
@@ -127,6 +131,9 @@ class RecordPlan:
     plan: Plan
     expired: tuple[str, ...]
     why: Why
+    waits: bool = False
+    before: Prediction | None = None
+    superseded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

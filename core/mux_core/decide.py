@@ -24,7 +24,7 @@ from mux_core.actions import (
     Why,
     WriteUnit,
 )
-from mux_core.planning import Plan
+from mux_core.planning import Choice
 from mux_core.problem import Question, next_revision, resolution
 from mux_core.routing import route_table
 from mux_core.snapshot import Carrier, CarrierState, Snapshot, UnitRecord
@@ -36,12 +36,12 @@ CLAIMS_AWAITED_S: Final = 15.0
 """How long after its creation a model's claim may hold up the start of a pod."""
 
 
-def decide(snapshot: Snapshot, asked: Question, plan: Plan) -> tuple[Action, ...]:
+def decide(snapshot: Snapshot, asked: Question, choice: Choice) -> tuple[Action, ...]:
     """Everything to do now, in order."""
-    wanted = targets(snapshot, asked, plan)
+    wanted = targets(snapshot, asked, choice.plan)
     return (
         *_inspect(snapshot),
-        *_record_plan(snapshot, asked, plan),
+        *_record_plan(snapshot, asked, choice),
         *_publish(snapshot, wanted),
         *_label(snapshot, wanted),
         *_expose(snapshot, wanted),
@@ -70,15 +70,20 @@ def _inspect(snapshot: Snapshot) -> Iterator[Action]:
         yield EndInspection(model=name, why=Why.INSPECTED)
 
 
-def _record_plan(snapshot: Snapshot, asked: Question, plan: Plan) -> Iterator[Action]:
+def _record_plan(snapshot: Snapshot, asked: Question, choice: Choice) -> Iterator[Action]:
+    """Writes down what is carried out now; when nothing is, what would be better and waits."""
     plans = sorted(snapshot.seen.plans, key=lambda record: record.revision)
     known = bool(plans) and plans[-1].inputs_hash == asked.inputs_hash
-    if not plan.steps or known or snapshot.seen.pool is None:
+    plan = choice.plan if choice.plan.steps else choice.awaiting
+    if plan is None or known or snapshot.seen.pool is None:
         return
     revision = next_revision(snapshot.seen)
     yield RecordPlan(
         name=f"{snapshot.seen.key.name}-r{revision}", revision=revision,
         inputs_hash=asked.inputs_hash, current=asked.problem.current, plan=plan,
+        waits=plan is choice.awaiting,
+        before=choice.plan.prediction if plan is choice.awaiting else None,
+        superseded=tuple(record.name for record in plans if record.waits),
         expired=tuple(record.name for record in plans[: -(PLANS_KEPT - 1)]),
         why=Why.PLAN_CHANGED,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mux_core.carriers import live_carrier
 from mux_core.placement import GpuNode
-from mux_core.planning import Plan
+from mux_core.planning import Choice, Plan
 from mux_core.problem import Question
 from mux_core.reasons import ConditionType, Reason, condition, settled, with_ready
 from mux_core.snapshot import Carrier, Snapshot, UnitRecord
@@ -21,13 +21,21 @@ _C, _R = ConditionType, Reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A cycle as it ended: what was asked and answered, and whether the planner failed."""
+    """A cycle as it ended: what was asked and answered, and whether the planner failed.
+
+    `planning`: the planner still works, what runs is kept meanwhile.
+    """
 
     snapshot: Snapshot
     asked: Question
-    plan: Plan
+    choice: Choice
     planner_error: str = ""
-    applying: bool = False
+    planning: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        """What is carried out."""
+        return self.choice.plan
 
 
 def pool_status(outcome: Outcome, wanted: Mapping[UnitId, UnitRecord]) -> PoolStatus | None:
@@ -79,8 +87,12 @@ def _plan_current(outcome: Outcome) -> Condition:
     if outcome.plan.unplaced:
         first = outcome.plan.unplaced[0]
         return no(_C.PLAN_CURRENT, _R.INFEASIBLE, first.message)
-    if outcome.applying:
+    if outcome.planning:
+        return condition(_C.PLAN_CURRENT, Truth.UNKNOWN, _R.PLANNING)
+    if outcome.plan.steps:
         return no(_C.PLAN_CURRENT, _R.APPLYING)
+    if outcome.choice.awaiting is not None:
+        return no(_C.PLAN_CURRENT, _R.AWAITING_APPROVAL, waiting(outcome.choice.awaiting))
     return yes(_C.PLAN_CURRENT, _R.UP_TO_DATE)
 
 
@@ -89,6 +101,16 @@ def _moves(outcome: Outcome) -> Condition:
     if pool is not None and pool.spec.mode is Mode.EXECUTE:
         return yes(_C.MOVES_ALLOWED, _R.OPEN)
     return no(_C.MOVES_ALLOWED, _R.RECOMMEND_ONLY)
+
+
+def waiting(plan: Plan) -> str:
+    """What a plan would change that is not done without being asked for."""
+    first = next(step for step in plan.steps if step.disruptive)
+    count = sum(1 for step in plan.steps if step.disruptive)
+    return (f"{count} disruptive step{'s' if count > 1 else ''} wait, the first is {first.kind} "
+            f"{first.model or first.unit} because {first.reason}: "
+            f"{plan.prediction.gpus_used} GPUs and {plan.prediction.goodput:.3g} requests/s would "
+            "result; this release carries out additive steps alone")  # fmt: skip
 
 
 def yes(kind: ConditionType, reason: Reason, message: str = "") -> Condition:

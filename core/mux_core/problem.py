@@ -254,7 +254,9 @@ def _policy(spec: PoolSpec) -> PlanningPolicy:
         group_sizes=spec.group_sizes,
         step_percent=spec.share_step_percent,
         gpu_limit=spec.gpu_limit,
+        max_tensor_members=spec.max_tensor_members,
         min_gain=spec.min_gain_percent / 100,
+        best_effort=True,
     )
 
 

@@ -125,11 +125,12 @@ class GatewayAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRecord:
-    """A plan already written down, by revision."""
+    """A plan already written down, by revision. `waits`: for approval, nothing of it was done."""
 
     revision: int
     inputs_hash: str
     name: str = ""
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,7 +127,11 @@ class GatewayLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:
-    """The spec of one GPUPool. `gpu_limit` caps the usable GPUs, `product` names the GPU type."""
+    """The spec of one GPUPool.
+
+    `gpu_limit` caps the usable GPUs, `product` names the GPU type. `max_tensor_members`: members of
+    a unit of several GPUs; 1 until NCCL under MPS is shown to be safe.
+    """
 
     mode: Mode = Mode.RECOMMEND_ONLY
     device: Device = Device.CUDA
@@ -139,6 +143,7 @@ class PoolSpec:
     allow_sharing: bool = True
     share_step_percent: Percent = Percent(10)
     max_overcommit_percent: int = 100
+    max_tensor_members: int = 1
     min_gain_percent: int = 15
     demand_source: str = "Auto"
     gateway: GatewayLimits = field(default_factory=GatewayLimits)

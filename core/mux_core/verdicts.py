@@ -10,7 +10,7 @@ from typing import Final
 
 from mux_core.carriers import live_carrier, out_of_reach, unmounted_claim
 from mux_core.planning import PlanReason
-from mux_core.pool_verdicts import Outcome, no, pool_status, yes
+from mux_core.pool_verdicts import Outcome, no, pool_status, waiting, yes
 from mux_core.problem import known_demand, name_losers, resolution, served_names, usable
 from mux_core.rates import is_stale
 from mux_core.reasons import (
@@ -38,6 +38,8 @@ from mux_core.unitspec import Device, MemberSpec
 
 RATE_EVERY_S: Final = 30.0
 """A status whose measured rate alone changed is not written more often than this."""
+TOLD_SHORT: Final = 0.05
+"""Part of a model's demand that must be unserved by prediction for its status to say so."""
 SILENT_S: Final = 30.0
 """A unit not heard for so long is unreachable; what it said last still routes."""
 
@@ -189,10 +191,14 @@ def _placed(view: _View) -> Condition:
     if refusal is not None:
         reason = _REFUSALS.get(refusal.reason, _R.NO_CAPACITY)
         barred = _barred(view) if reason is not _R.DOES_NOT_FIT else None
-        return barred or no(_C.PLACED, reason, refusal.message, permanent=reason is _R.DOES_NOT_FIT)
+        return (
+            barred
+            or _awaiting(view)
+            or no(_C.PLACED, reason, refusal.message, permanent=reason is _R.DOES_NOT_FIT)
+        )
     if view.places:
         reason = _R.EXCLUSIVE if spec.sharing.exclusive else _R.SHARED
-        return yes(_C.PLACED, reason, _short_of_request(view))
+        return yes(_C.PLACED, reason, _short_of_request(view) or _short_of_demand(view))
     return _barred(view) or _unplaced(view)
 
 
@@ -205,6 +211,23 @@ def _short_of_request(view: _View) -> str:
         return ""
     return (f"sharing.kvCache.request: {format_bytes(asked)} does not fit beside the others; "
             f"{format_bytes(least)} is guaranteed; lower it or remove a model")  # fmt: skip
+
+
+def _short_of_demand(view: _View) -> str:
+    """Said of a placed model that is predicted to get less than what arrives."""
+    found = view.outcome.plan.prediction.models.get(view.item.name)
+    if found is None or found.ratio >= 1 - TOLD_SHORT:
+        return ""
+    return (f"{found.offered:.3g} requests/s arrive, {found.replicas} replicas are predicted to "
+            f"serve {found.served:.3g}; raise maxReplicas or add slots")  # fmt: skip
+
+
+def _awaiting(view: _View) -> Condition | None:
+    """Said of a model that has a place only if something running is disturbed."""
+    better = view.outcome.choice.awaiting
+    if better is None or any(u.model == view.item.name for u in better.unplaced):
+        return None
+    return no(_C.PLACED, _R.AWAITING_APPROVAL, waiting(better))
 
 
 def _unplaced(view: _View) -> Condition:

@@ -305,14 +305,17 @@ class KubeCluster:
             await self._api.apply("configmaps", manifests.routes_config_map(action.table))
 
     async def _record_plan(self, key: PoolKey, action: RecordPlan) -> None:
-        body = plan_manifest(
-            action.name, namespace=key.namespace, pool=key.name, pool_uid=self._pool_uid(key),
-            revision=action.revision, inputs_hash=action.inputs_hash, current=action.current,
-            plan=action.plan)  # fmt: skip
-        await self._create("placementplans", body, owner=self._pool_uid(key))
-        await self._status("placementplans", key.namespace, action.name, plan_status(action.plan))
+        uid, space = self._pool_uid(key), key.namespace
+        body = plan_manifest(action, namespace=space, pool=key.name, pool_uid=uid)
+        await self._create("placementplans", body, owner=uid)
+        await self._status("placementplans", space, action.name, plan_status(action))
+        for name in action.superseded:
+            known = self._store.one("placementplans", space, name)
+            if known is not None:
+                status = {**known.get("status", {}), "phase": names.PLAN_SUPERSEDED}
+                await self._status("placementplans", space, name, status)
         for name in action.expired:
-            await self._api.delete("placementplans", key.namespace, name)
+            await self._api.delete("placementplans", space, name)
 
     async def _create(self, kind: str, body: Object, *, owner: str) -> None:
         """Creates it; one of ours that is there already is what we wanted."""

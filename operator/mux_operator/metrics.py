@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
-from mux_core.planning import Objective, Plan
+from mux_core.planning import Choice, Objective
 from mux_core.problem import Question, known_demand
 from mux_core.snapshot import LlmObject, Snapshot
 from mux_core.specs import PoolKey
@@ -37,6 +37,7 @@ class Metrics:
     model_rate: Gauge = field(init=False)
     plan_age: Gauge = field(init=False)
     plan_objective: Gauge = field(init=False)
+    plan_awaiting: Gauge = field(init=False)
     demand_age: Gauge = field(init=False)
     slo_objective: Gauge = field(init=False)
     slo_target: Gauge = field(init=False)
@@ -79,6 +80,9 @@ class Metrics:
         self.plan_objective = Gauge("muxserve_plan_objective",
                                     "GPUs used, which planning makes few; less is better.",
                                     (*_POOL, "kind"), registry=registry)  # fmt: skip
+        self.plan_awaiting = Gauge("muxserve_plan_awaiting_approval",
+                                   "1 while a better plan would disturb what runs.", _POOL,
+                                   registry=registry)  # fmt: skip
         self.demand_age = Gauge("muxserve_model_demand_age_seconds",
                                 "Age of the measured rate at the last cycle.", _MODEL,
                                 registry=registry)  # fmt: skip
@@ -99,19 +103,22 @@ class Metrics:
                 self.demand_age.labels(*labels).set(max(0.0, snapshot.now - demand.as_of))
             self._show_slo(labels, item)
 
-    def planned(self, key: PoolKey, question: Question, plan: Plan, made_at: float) -> None:
+    def planned(self, key: PoolKey, question: Question, choice: Choice, made_at: float) -> None:
         """Shows the plan of one pool. `made_at` and the question's `now` are of one clock."""
+        best = choice.awaiting or choice.plan
+        self.plan_awaiting.labels(*_pool(key)).set(int(choice.awaiting is not None))
         age = question.problem.now - made_at
         self.plan_age.labels(*_pool(key)).set(max(0.0, age))
         if question.problem.policy.objective is Objective.GPUS:
             gauge, current = self.plan_objective, question.problem.current
             gauge.labels(*_pool(key), "current").set(current.gpus_used)
-            gauge.labels(*_pool(key), "proposed").set(plan.prediction.gpus_used)
+            gauge.labels(*_pool(key), "proposed").set(best.prediction.gpus_used)
 
     def unplanned(self, key: PoolKey) -> None:
         """There is no plan of the pool to show: it failed, or the pool is gone."""
         labels = dict(zip(_POOL, _pool(key), strict=True))
         self.plan_age.remove_by_labels(labels)
+        self.plan_awaiting.remove_by_labels(labels)
         self.plan_objective.remove_by_labels(labels)
 
     def _show_slo(self, labels: tuple[str, str, str], item: LlmObject) -> None:

@@ -17,6 +17,11 @@ REVISION: Final = "muxserve.io/revision"
 SERVES: Final = "llm.muxserve.io/"
 """Label prefix on unit pods: `llm.muxserve.io/<model>: serving|draining`."""
 
+PLAN_DONE: Final = "Completed"
+PLAN_WAITS: Final = "Pending"
+PLAN_SUPERSEDED: Final = "Superseded"
+"""Phases of a PlacementPlan; programs read its conditions."""
+
 ROUTES: Final = "muxserve-routes"
 """The ConfigMap that holds the namespace's route table; gateways mount it."""
 ROUTES_KEY: Final = "routes.json"

@@ -182,8 +182,9 @@ def plan_record(item: Object) -> PlanRecord | None:
     revision = labels(item).get(names.REVISION, "")
     if not revision.isdigit():
         return None
+    waits = (item.get("status") or {}).get("phase") == names.PLAN_WAITS
     return PlanRecord(revision=int(revision), inputs_hash=item["spec"].get("inputsHash", ""),
-                      name=item["metadata"]["name"])  # fmt: skip
+                      name=item["metadata"]["name"], waits=waits)  # fmt: skip
 
 
 def service(item: Object) -> tuple[ModelName, int] | None:

@@ -27,8 +27,7 @@ from mux_core.actions import (
 )
 from mux_core.decide import decide
 from mux_core.errors import MuxError, PeerError, SpecError
-from mux_core.planners.first_fit import FirstFit
-from mux_core.planning import Plan, Planner, Prediction, best_plan
+from mux_core.planning import Choice, stay
 from mux_core.pool_verdicts import Outcome
 from mux_core.problem import Question, question
 from mux_core.rates import RateState, observed, rates, without
@@ -41,6 +40,7 @@ from mux_core.verdicts import statuses
 from mux_operator.control import Links
 from mux_operator.door import Cluster
 from mux_operator.metrics import Metrics
+from mux_operator.search import Search, SearchProcess
 from mux_operator.work_queue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -53,11 +53,16 @@ LIVED_LONG_S: Final = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """The loop's times in seconds."""
+    """The loop's times in seconds.
+
+    A search is stopped after `plan_deadline`; a cycle waits `plan_patience` for it and otherwise
+    goes on with what runs, so that planning many LLMs holds up no repair.
+    """
 
     debounce: float = 0.2
     resync: float = 5.0
-    plan_deadline: float = 5.0
+    plan_deadline: float = 20.0
+    plan_patience: float = 1.0
     longest_restart_pause: float = 300.0
 
 
@@ -89,14 +94,25 @@ class _Rejected:
         return action == self.action and now - self.at < REJECTED_S
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What a cycle goes on with. `working`: the planner is not done, what runs stays meanwhile."""
+
+    choice: Choice
+    error: str = ""
+    working: bool = False
+
+
 @dataclass(slots=True)
 class _Memory:
-    """What one pool's cycles hand on to the next."""
+    """What one pool's cycles hand on to the next; `searching` is the hash of what is searched."""
 
     links: Links
     demand: RateState = field(default_factory=RateState)
-    planned: tuple[str, Plan] | None = None
+    planned: tuple[str, Choice] | None = None
     planned_at: float = 0.0
+    search: asyncio.Task[Choice] | None = None
+    searching: str = ""
     refused: dict[UnitId, tuple[int, str]] = field(default_factory=dict)
     restarts: dict[UnitId, _Restarts] = field(default_factory=dict)
     rejected: dict[Subject, _Rejected] = field(default_factory=dict)
@@ -109,14 +125,14 @@ class Reconciler:
         self,
         cluster: Cluster,
         *,
-        planner: Planner | None = None,
+        search: Search | None = None,
         timing: Timing | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
         may_act: asyncio.Event | None = None,
     ) -> None:
         self._cluster = cluster
-        self._planner: Planner = planner or FirstFit()
+        self._search: Search = search or SearchProcess()
         self._timing = timing or Timing()
         self._metrics = metrics or Metrics()
         self._clock = clock
@@ -137,7 +153,8 @@ class Reconciler:
                 group.create_task(self._resync(), name="resync")
         finally:
             for memory in self._memories.values():
-                await memory.links.close()
+                await _end(memory)
+            await self._search.close()
 
     async def _resync(self) -> None:
         """Looks at every pool now and then, so that a lost event is not lost for ever."""
@@ -176,15 +193,15 @@ class Reconciler:
             snapshot = self._snapshot(seen, memory)
         with self._timed("3 plan"):
             asked = question(snapshot)
-            plan, problem = await self._plan(key, asked, memory)
+            answer = await self._plan(key, asked, memory)
         with self._timed("4 decide"):
-            actions = decide(snapshot, asked, plan)
+            actions = decide(snapshot, asked, answer.choice)
         with self._timed("5 act"):
             await self._act(key, actions, memory, snapshot)
         with self._timed("6 report"):
             after = self._snapshot(_published(seen, actions), memory)
-            outcome = Outcome(snapshot=after, asked=asked, plan=plan, planner_error=problem,
-                              applying=bool(plan.steps))  # fmt: skip
+            outcome = Outcome(snapshot=after, asked=asked, choice=answer.choice,
+                              planner_error=answer.error, planning=answer.working)  # fmt: skip
             report = statuses(outcome)
             await self._cluster.report(key, report)
             self._show(key, outcome, memory)
@@ -195,10 +212,11 @@ class Reconciler:
     def _show(self, key: PoolKey, outcome: Outcome, memory: _Memory) -> None:
         self._metrics.asked(key, outcome.snapshot)
         pool = outcome.snapshot.seen.pool
-        if outcome.planner_error or pool is None or pool.spec_error:
+        unknown = outcome.planner_error or outcome.planning
+        if unknown or pool is None or pool.spec_error:
             self._metrics.unplanned(key)
         else:
-            self._metrics.planned(key, outcome.asked, outcome.plan, memory.planned_at)
+            self._metrics.planned(key, outcome.asked, outcome.choice, memory.planned_at)
 
     def _memory(self, key: PoolKey) -> _Memory:
         if key not in self._memories:
@@ -210,7 +228,7 @@ class Reconciler:
         """Drops what is remembered of a pool that left nothing behind."""
         if seen.pool is None and not seen.units and not seen.carriers and not seen.members:
             memory = self._memories.pop(key)
-            closing = asyncio.ensure_future(memory.links.close())
+            closing = asyncio.ensure_future(_end(memory))
             closing.add_done_callback(lambda task: task.exception())
 
     def _snapshot(self, seen: Observation, memory: _Memory) -> Snapshot:
@@ -230,33 +248,47 @@ class Reconciler:
             rejected={subject: no.message for subject, no in memory.rejected.items()},
         )  # fmt: skip
 
-    async def _plan(self, key: PoolKey, asked: Question, memory: _Memory) -> tuple[Plan, str]:
-        """The plan to carry out, and why planning failed if it did."""
+    async def _plan(self, key: PoolKey, asked: Question, memory: _Memory) -> _Answer:
+        """What to carry out, and why planning failed if it did; the same is not asked twice."""
         if memory.planned is not None and memory.planned[0] == asked.inputs_hash:
-            return memory.planned[1], ""
-        started = time.monotonic()
+            return _Answer(choice=memory.planned[1])
+        staying = Choice(plan=stay(asked.problem))
+        task = memory.search
+        if task is None:
+            task = self._searched(key, asked, memory)
+        done, _ = await asyncio.wait({task}, timeout=self._timing.plan_patience)
+        if not done:
+            return _Answer(choice=staying, working=True)
+        memory.search = None
+        if memory.searching != asked.inputs_hash:
+            # The world moved on while the planner worked: it is asked anew at the next look.
+            self.queue.mark(key)
+            return _Answer(choice=staying, working=True)
         try:
-            plan = await asyncio.to_thread(self._search, asked)
-        except (MuxError, ArithmeticError, LookupError, ValueError) as error:
-            log.exception("%s: planner %s failed", key, self._planner.name)
+            choice = task.result()
+        except MuxError as error:
             failures = self._metrics.plan_failures
             failures.labels(key.namespace, key.name, type(error).__name__).inc()
-            return _stay(asked), f"planner {self._planner.name}: {error}"
-        self._metrics.plan_s.labels(key.namespace, key.name).observe(time.monotonic() - started)
-        memory.planned, memory.planned_at = (asked.inputs_hash, plan), asked.problem.now
-        return plan, ""
+            return _Answer(choice=staying, error=str(error))
+        memory.planned, memory.planned_at = (asked.inputs_hash, choice), asked.problem.now
+        return _Answer(choice=choice)
 
-    def _search(self, asked: Question) -> Plan:
-        """The best plan until the deadline; only additive ones are carried out."""
-        deadline = time.monotonic() + self._timing.plan_deadline
-        best: Plan | None = None
-        for plan in self._planner.search(asked.problem):
-            best = plan
-            if time.monotonic() >= deadline:
-                break
-        if best is None or any(step.disruptive for step in best.steps):
-            return best_plan(FirstFit(), asked.problem)
-        return best
+    def _searched(self, key: PoolKey, asked: Question, memory: _Memory) -> asyncio.Task[Choice]:
+        """A search under way; its end makes the pool due, in case nobody waits any more."""
+        started = time.monotonic()
+
+        def ended(task: asyncio.Task[Choice]) -> None:
+            seconds = time.monotonic() - started
+            if not task.cancelled() and task.exception() is None:
+                self._metrics.plan_s.labels(key.namespace, key.name).observe(seconds)
+            if seconds > self._timing.plan_patience:
+                self.queue.mark(key)
+
+        search = self._search.choose(asked.problem, deadline_s=self._timing.plan_deadline)
+        memory.searching = asked.inputs_hash
+        memory.search = asyncio.create_task(search, name=f"plan {key}")
+        memory.search.add_done_callback(ended)
+        return memory.search
 
     async def _act(
         self, key: PoolKey, actions: tuple[Action, ...], memory: _Memory, snapshot: Snapshot
@@ -334,10 +366,11 @@ async def reconcile(cluster: Cluster) -> None:
     await Reconciler(cluster).run()
 
 
-def _stay(asked: Question) -> Plan:
-    """What is executed when there is no plan: what runs now."""
-    nothing = Prediction(goodput=0.0, worst_ratio=0.0, gpus_used=0)
-    return Plan(strategy="stay", proposed=asked.problem.current, prediction=nothing)
+async def _end(memory: _Memory) -> None:
+    if memory.search is not None:
+        memory.search.cancel()
+        await asyncio.wait({memory.search})
+    await memory.links.close()
 
 
 def _published(seen: Observation, actions: tuple[Action, ...]) -> Observation:

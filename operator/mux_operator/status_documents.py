@@ -6,11 +6,14 @@ asking anyone again.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from math import isfinite
+from typing import Any, Final
 
+from mux_core.actions import RecordPlan
 from mux_core.llm import Dtype, ModelGeometry
-from mux_core.placement import Placement, Unit
-from mux_core.planning import Plan, PlanStep, Prediction
+from mux_core.placement import Unit
+from mux_core.planning import MemberEstimate, PlanStep, Prediction
+from mux_core.reasons import Reason
 from mux_core.status import (
     Condition,
     LlmStatus,
@@ -25,6 +28,10 @@ from mux_operator import names
 from mux_operator.schema import API_VERSION
 
 Document = dict[str, Any]
+
+MOST_UNITS: Final = 256
+MOST_STEPS: Final = 1024
+"""What the schema lets one PlacementPlan hold."""
 
 _GEOMETRY = {
     "architecture": "architecture", "layers": "layers", "hidden": "hidden",
@@ -103,45 +110,67 @@ def read_pool_status(document: Mapping[str, Any]) -> PoolStatus:
                       conditions=_read_conditions(document))  # fmt: skip
 
 
-def plan_manifest(
-    name: str, *, namespace: str, pool: str, pool_uid: str, revision: int, inputs_hash: str,
-    current: Placement, plan: Plan,
-) -> Document:  # fmt: skip
-    """A PlacementPlan as people read it."""
+def plan_manifest(action: RecordPlan, *, namespace: str, pool: str, pool_uid: str) -> Document:
+    """A PlacementPlan as people read it; what one object cannot hold is cut, largest units last."""
+    plan = action.plan
     owner = {"apiVersion": API_VERSION, "kind": "GPUPool", "name": pool, "uid": pool_uid,
              "controller": True, "blockOwnerDeletion": False}  # fmt: skip
+    predicted = {"proposed": _prediction(plan.prediction)}
+    if action.before is not None:
+        predicted["current"] = _prediction(action.before)
+    spec: Document = {
+        "poolRef": {"name": pool},
+        "inputsHash": action.inputs_hash,
+        "strategy": plan.strategy,
+        "current": [_unit(unit) for unit in action.current.units[:MOST_UNITS]],
+        "proposed": [_unit(unit) for unit in plan.proposed.units[:MOST_UNITS]],
+        "steps": [_step(number, step) for number, step in enumerate(plan.steps[:MOST_STEPS])],
+        "predicted": predicted,
+        "alternatives": [
+            {"summary": a.summary[:1024], "rejectedBecause": a.rejected_because,
+             "message": a.message[:1024]}
+            for a in plan.alternatives[:8]
+        ],
+        "unplaced": [{"model": u.model, "reason": u.reason, "message": u.message[:1024]}
+                     for u in plan.unplaced[:MOST_UNITS]],
+        "notes": [note[:1024] for note in plan.notes[:16]],
+    }  # fmt: skip
+    if plan.bound is not None:
+        spec["bound"] = {"gpus": plan.bound.gpus, "throughput": _rate(plan.bound.goodput),
+                         "gap": f"{plan.bound.gap:.3f}"}  # fmt: skip
     return {
         "apiVersion": API_VERSION,
         "kind": "PlacementPlan",
         "metadata": {
-            "name": name, "namespace": namespace, "ownerReferences": [owner],
+            "name": action.name, "namespace": namespace, "ownerReferences": [owner],
             "labels": {names.PART_OF: names.US, names.MANAGED_BY: names.MANAGER,
-                       names.POOL: pool, names.REVISION: str(revision)},
+                       names.POOL: pool, names.REVISION: str(action.revision)},
         },
-        "spec": {
-            "poolRef": {"name": pool},
-            "inputsHash": inputs_hash,
-            "strategy": plan.strategy,
-            "current": [_unit(unit) for unit in current.units],
-            "proposed": [_unit(unit) for unit in plan.proposed.units],
-            "steps": [_step(number, step) for number, step in enumerate(plan.steps)],
-            "predicted": {"proposed": _prediction(plan.prediction)},
-            "alternatives": [
-                {"summary": a.summary, "rejectedBecause": a.rejected_because, "message": a.message}
-                for a in plan.alternatives[:8]
-            ],
-            "unplaced": [{"model": u.model, "reason": u.reason, "message": u.message[:1024]}
-                         for u in plan.unplaced],
-        },
+        "spec": spec,
     }  # fmt: skip
 
 
-def plan_status(plan: Plan) -> Document:
-    return {
-        "phase": "Completed",
+def plan_status(action: RecordPlan) -> Document:
+    """Carried out, or waiting: every step with its state and, while it waits, why."""
+    plan, waits = action.plan, action.waits
+    state: Document = {"state": "Pending" if waits else "Completed"}
+    if waits:
+        state["reason"] = str(Reason.AWAITING_APPROVAL)
+    document: Document = {
+        "phase": names.PLAN_WAITS if waits else names.PLAN_DONE,
         "steps": len(plan.steps),
         "disruptiveSteps": sum(1 for step in plan.steps if step.disruptive),
-    }
+        "stepStates": [{"id": number, **state} for number in range(min(len(plan.steps),
+                                                                       MOST_STEPS))],
+    }  # fmt: skip
+    if action.before is not None:
+        document["gain"] = _gain(action.before, plan.prediction)
+    return document
+
+
+def _gain(before: Prediction, after: Prediction) -> str:
+    gpus, goodput = after.gpus_used - before.gpus_used, after.goodput - before.goodput
+    return f"{gpus:+d} GPUs, {goodput:+.3g} requests/s"
 
 
 def _condition(item: Condition) -> Document:
@@ -219,9 +248,25 @@ def _step(number: int, step: PlanStep) -> Document:
 
 
 def _prediction(prediction: Prediction) -> Document:
-    document = {"gpus": prediction.gpus_used, "throughput": _rate(prediction.goodput)}
+    document: Document = {
+        "gpus": prediction.gpus_used, "throughput": _rate(prediction.goodput),
+        "worstRatio": f"{prediction.worst_ratio:.3f}",
+        "models": [_estimate(model, found)
+                   for model, found in sorted(prediction.models.items())[:MOST_UNITS]],
+    }  # fmt: skip
     if prediction.attainment is not None:
         document["attainment"] = f"{prediction.attainment:.4f}"
+    return document
+
+
+def _estimate(model: str, found: MemberEstimate) -> Document:
+    document = {"model": model, "replicas": found.replicas, "offered": _rate(found.offered),
+                "served": _rate(found.served)}  # fmt: skip
+    for name, value in (("ttft", found.ttft_mean_s), ("tpot", found.tpot_mean_s)):
+        if value is not None and isfinite(value):
+            document[name] = f"{value * 1000:.1f}ms"
+    if found.attainment is not None:
+        document["attainment"] = f"{found.attainment:.4f}"
     return document
 
 

@@ -4,11 +4,11 @@ A bin continues the unit it came from; a new bin takes over the freed unit of it
 shares most LLMs, so that they need not move; only then are free GPUs and fresh ids drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mux_core.estimator.unit import Ask, GroupKind, UnitEstimator
-from mux_core.footprint import kv_floor
+from mux_core.footprint import kv_floor, weight_floor
 from mux_core.llm import Llm
 from mux_core.placement import GpuGroup, KvQuota, Member, Placement, Unit
 from mux_core.planners.capacity import assign_groups
@@ -32,8 +32,10 @@ def place_drafts(
     """The placement of `drafts` on the problem's nodes."""
     ids, groups = _groups(problem, _continued(problem, drafts))
     numbers = _replica_numbers(problem, drafts, ids)
+    guaranteed = {unit.id: {m.model: m.kv.guaranteed for m in unit.members}
+                  for unit in problem.current.units}  # fmt: skip
     units = [
-        _unit(ids[index], groups[index], draft, numbers, estimator)
+        _unit(ids[index], groups[index], draft, numbers, guaranteed.get(ids[index], {}), estimator)
         for index, draft in enumerate(drafts)
     ]
     return Placement(units=tuple(sorted(units, key=lambda unit: unit.id)))
@@ -142,10 +144,11 @@ def _unit(
     group: GpuGroup,
     draft: Draft,
     numbers: dict[tuple[UnitId, ModelName], int],
+    kept: Mapping[ModelName, Bytes],
     estimator: UnitEstimator,
 ) -> Unit:
     outcome = estimator.outcome(draft.kind, draft.asks)
-    quotas = _quotas(draft, [member.kv for member in outcome.members])
+    quotas = _quotas(draft, [member.kv for member in outcome.members], kept)
     members = [
         Member(
             model=ask.llm.name,
@@ -161,22 +164,28 @@ def _unit(
     return Unit(id=unit_id, group=group, members=ordered)
 
 
-def _quotas(draft: Draft, parts: Sequence[Bytes]) -> list[KvQuota]:
-    """The floor, and half of each part beyond it, are guaranteed; whoever needs it borrows the rest.
+def _quotas(
+    draft: Draft, parts: Sequence[Bytes], had: Mapping[ModelName, Bytes]
+) -> list[KvQuota]:
+    """Floor and half of each part beyond it are guaranteed; whoever needs it borrows the rest.
 
-    A guarantee is what nobody else can ever hold, so it also bounds the others' longest request.
+    A guarantee is what nobody else can ever hold, so it also bounds the others' longest request. A
+    floor raised beyond what the unit has stays what it `had`.
     """
     size = draft.kind.gpus
+    weights = sum(weight_floor(ask.llm, tensor=size) for ask in draft.asks) * size
+    room = min(sum(parts), size * draft.kind.memory - weights)
     floors = [kv_floor(ask.llm, tensor=size) * size for ask in draft.asks]
+    if sum(floors) > room:
+        floors = [min(floor, had.get(ask.llm.name, floor))
+                  for floor, ask in zip(floors, draft.asks, strict=True)]  # fmt: skip
+        parts = [Bytes(floor) for floor in floors]
     kept = [
         max(floor, _whole((floor + part) / 2, size * UNIT_BYTES))
         for floor, part in zip(floors, parts, strict=True)
     ]
-    spare = max(0, sum(parts) - sum(kept))
-    return [
-        _quota(ask.llm, guaranteed, _whole(spare, size * UNIT_BYTES))
-        for ask, guaranteed in zip(draft.asks, kept, strict=True)
-    ]
+    spare = _whole(max(0, room - sum(kept)), size * UNIT_BYTES)
+    return [_quota(ask.llm, held, spare) for ask, held in zip(draft.asks, kept, strict=True)]
 
 
 def _whole(size: float, part: int) -> int:

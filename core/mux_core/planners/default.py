@@ -129,9 +129,7 @@ class _Run:
 
     def plans(self) -> Iterator[Plan]:
         """The current placement as far as it holds, then what is worth its moves."""
-        packings = self._from_current() if self.problem.current.units else self._best()
-        if self.problem.policy.best_effort and self.problem.current.units:
-            packings = self._adding()
+        packings = self._packings()
         known: tuple[int, float] | None = None
         last: tuple[Packing, Plan] | None = None
         pending: Packing | None = None
@@ -147,6 +145,11 @@ class _Run:
             last = (pending, self.plan(pending))
         if last is not None:
             yield self._explained(*last)
+
+    def _packings(self) -> Iterator[Packing]:
+        if self.problem.policy.best_effort:
+            return self._adding()
+        return self._from_current() if self.problem.current.units else self._best()
 
     def _best(self) -> Iterator[Packing]:
         if self.problem.policy.objective is Objective.ATTAINMENT:
@@ -169,25 +172,27 @@ class _Run:
     def _adding(self) -> Iterator[Packing]:
         """What runs, with additions; then what is worth disturbing it."""
         self.oracle.closed = closed_units(self.problem)
-        held = self.held = held_packing(self.problem, self.oracle, self._inserter())
+        best = held = self.held = held_packing(self.problem, self.oracle, self._inserter())
         yield held
         self.oracle.closed = _barred(self.problem)
-        kept, _ = kept_packing(self.problem, self.oracle, self._inserter())
-        best = held
-        if breaks_rules(held, self.oracle) or self._is_worth(held, kept):
-            best = kept
-            yield best
+        if self.problem.current.units:
+            kept, _ = kept_packing(self.problem, self.oracle, self._inserter())
+            if breaks_rules(held, self.oracle) or self._is_worth(held, kept):
+                best = kept
+                yield best
         if not self._may_gain(held):
             return
         for fresh in self._best():
-            # The clock's owner may stop here; what has not paid for its moves yet is not shown.
+            if self._gain(best, fresh) > 1e-9 and self._is_worth(held, fresh):
+                best = fresh
+            # Also without news: the clock's owner may want to stop here.
             yield best
-        if self._is_worth(held, fresh) and self._gain(best, fresh) > 0:
-            yield fresh
 
     def _is_worth(self, held: Packing, other: Packing) -> bool:
-        moves = self._moves(other)
-        return self._gain(held, other) >= self.problem.policy.min_gain + MOVE_COST * moves
+        if not self.problem.current.units:
+            return True
+        gain = self._gain(held, other) - self.problem.policy.min_gain
+        return gain >= 0 and gain >= MOVE_COST * self._moves(other)
 
     def _may_gain(self, kept: Packing) -> bool:
         """Could any placement gain enough? Cheap, so that a steady cluster plans in no time."""
@@ -272,7 +277,7 @@ class _Run:
 
     def _short(self, packing: Packing) -> float:
         """Part of all demand that is unserved."""
-        return sum(packing.unserved.values()) / sum(item.rate for item in self.items)
+        return sum(packing.unserved.values()) / (sum(item.rate for item in self.items) or 1.0)
 
     def _overloaded(self) -> Iterator[Packing]:
         """Goodput against the worst ratio: several floors, the best trade of the two wins.

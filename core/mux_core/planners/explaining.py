@@ -5,6 +5,7 @@ from itertools import combinations
 
 from mux_core.errors import MuxError
 from mux_core.estimator.unit import Ask, UnitEstimator
+from mux_core.footprint import kv_floor, layout_error, weight_floor
 from mux_core.planners.baselines import SpatialReplicasPlanner
 from mux_core.planners.packing import Bin, Item, Oracle
 from mux_core.planners.search import Packing
@@ -88,28 +89,26 @@ def _names(there: Bin, oracle: Oracle) -> str:
 
 
 def unplaced(packing: Packing, oracle: Oracle, problem: PlacementProblem) -> tuple[Unplaced, ...]:
-    """Every LLM with unserved demand, with the reason."""
-    placed = {index for there in packing.bins for index, _ in there.members}
+    """Every LLM with unserved demand, with the reason; who has a place is served best effort."""
+    if problem.policy.best_effort:
+        short = [item for item in oracle.items
+                 if _replicas(packing, item) < item.llm.min_replicas]  # fmt: skip
+        return tuple(_without_place(packing, item, oracle, problem) for item in short)
     return tuple(
-        _unplaced(oracle.items[index], rate, index in placed, oracle, problem)
+        _unserved(packing, oracle.items[index], rate, problem)
         for index, rate in sorted(packing.unserved.items())
         if rate > 1e-9
     )
 
 
-def _unplaced(
-    item: Item, rate: float, partly: bool, oracle: Oracle, problem: PlacementProblem
-) -> Unplaced:
+def _replicas(packing: Packing, item: Item) -> int:
+    return sum(1 for there in packing.bins if there.rate_of(item.index) is not None)
+
+
+def _unserved(packing: Packing, item: Item, rate: float, problem: PlacementProblem) -> Unplaced:
     if not item.kinds:
-        weights = format_bytes(item.llm.weight_bytes)
-        largest = max((node.memory for node in problem.nodes), default=0)
-        return Unplaced(
-            model=item.llm.name,
-            reason=PlanReason.DOES_NOT_FIT,
-            message=f"{item.name}: weights of {weights} and its KV floor fit no allowed group "
-            f"(GPUs of {format_bytes(largest)}, group sizes {problem.policy.group_sizes}, "
-            f"allowedTensor {item.llm.allowed_tensor or 'any'}); use larger groups or GPUs",
-        )
+        return _too_large(item, problem)
+    partly = _replicas(packing, item) > 0
     what = f"{rate:.3g} of {item.rate:.3g} requests/s" if partly else "a replica"
     return Unplaced(
         model=item.llm.name,
@@ -117,6 +116,65 @@ def _unplaced(
         message=f"{item.name}: no room for {what} within {sum(n.gpus for n in problem.nodes)} GPUs"
         f" and {item.llm.max_replicas} replicas; add GPUs, raise maxReplicas or lower the demand",
     )
+
+
+def _without_place(
+    packing: Packing, item: Item, oracle: Oracle, problem: PlacementProblem
+) -> Unplaced:
+    """Why a replica that must be has no place: size, tenants, or what is free."""
+    if not item.kinds:
+        return _too_large(item, problem)
+    kind = min(item.kinds, key=lambda kind: item.footprints[kind] * kind.gpus * kind.memory)
+    need = item.footprints[kind] * kind.memory
+    asked = f"LLM {item.name} needs {format_bytes(int(need))} on each of {_gpus(kind.gpus)}"
+    alike = [there for there in packing.bins if there.kind in item.kinds]
+    roomy = [there for there in alike
+             if there.footprint + item.footprints[there.kind] <= 1]  # fmt: skip
+    if any(_tenants(there, oracle) != {item.tenant} for there in roomy):
+        return Unplaced(
+            model=item.llm.name, reason=PlanReason.TENANT_CONFLICT,
+            message=f"{asked}; only units of other tenant groups have room and no slot is free for "
+            f"group {item.tenant!r}; add a slot")  # fmt: skip
+    left = max(((1 - there.footprint) * there.kind.memory for there in alike), default=0.0)
+    return Unplaced(
+        model=item.llm.name, reason=PlanReason.NO_CAPACITY,
+        message=f"{asked}; no slot is free and the roomiest unit has "
+        f"{format_bytes(max(0, int(left)))} left; delete a model, lower a KV floor or add a "
+        "slot")  # fmt: skip
+
+
+def _too_large(item: Item, problem: PlacementProblem) -> Unplaced:
+    """It fits no group that it may use, even alone."""
+    llm, sizes = item.llm, problem.policy.group_sizes
+    allowed = [size for size in sorted(llm.allowed_tensor or sizes) if size in sizes]
+    if not allowed:
+        message = (f"LLM {llm.name}: allowed tensor sizes {list(llm.allowed_tensor)} are not among "
+                   f"the pool's group sizes {list(sizes)}; change parallelism or "
+                   "groupSizes")  # fmt: skip
+        return Unplaced(model=llm.name, reason=PlanReason.DOES_NOT_FIT, message=message)
+    error = layout_error(llm, tensor=allowed[0])
+    if error:
+        message = f"LLM {llm.name}: its KV cannot be laid out: {error}"
+        return Unplaced(model=llm.name, reason=PlanReason.DOES_NOT_FIT, message=message)
+    held = [(weight_floor(llm, tensor=size), kv_floor(llm, tensor=size), size) for size in allowed]
+    weights, floor, size = min(held, key=lambda need: (need[0] + need[1], need[2]))
+    largest = max((n.memory for n in problem.nodes if n.gpus >= size), default=0)
+    return Unplaced(
+        model=llm.name,
+        reason=PlanReason.DOES_NOT_FIT,
+        message=f"LLM {llm.name} needs {format_bytes(weights + floor)} on each of {_gpus(size)} "
+        f"(weights {format_bytes(weights)}, KV floor {format_bytes(floor)}); the largest slot of "
+        f"the pool has {format_bytes(largest)}; use a smaller model, more GPUs per replica or "
+        "larger slots",
+    )
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'s' if count > 1 else ''}"
+
+
+def _tenants(there: Bin, oracle: Oracle) -> set[str]:
+    return {oracle.items[index].tenant for index, _ in there.members}
 
 
 def notes(problem: PlacementProblem, estimator: UnitEstimator) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """The additive answer: what runs stays as it is, and whoever has no place gets one.
 
-For plans that are carried out (`policy.best_effort`). An estimate may be wrong, and a running engine
-must not pay for that: members stay even where the estimate says that their unit is too full, and a
-model that no group is said to carry within its service level is placed by memory alone.
+For plans that are carried out (`policy.best_effort`). An estimate may be wrong, and a running
+engine must not pay for that: members stay even where their unit is said to be too full, and a model
+that no group is said to carry within its service level is placed by memory alone.
 """
 
 from collections.abc import Mapping
@@ -81,13 +81,14 @@ def held_packing(problem: PlacementProblem, oracle: Oracle, inserter: Inserter) 
 
 
 def breaks_rules(packing: Packing, oracle: Oracle) -> bool:
-    """Does a unit hold what its models' specs no longer allow together?"""
+    """Does a unit hold what its models' specs no longer allow there, but elsewhere?"""
     for there in packing.bins:
         grown = oracle.make(there.kind, (), there.fixed)
         for index, rate in there.members:
-            if not oracle.allows(grown, oracle.items[index]):
+            item = oracle.items[index]
+            if item.kinds and not oracle.allows(grown, item):
                 return True
-            grown = oracle.joined(grown, oracle.items[index], rate)
+            grown = oracle.joined(grown, item, rate)
     return False
 
 
@@ -166,4 +167,3 @@ def _rates_now(problem: PlacementProblem) -> dict[tuple[ModelName, int], float]:
         for position, unit in enumerate(problem.current.units)
         for member in unit.members
     }
-

@@ -168,6 +168,6 @@ class LocalCluster:
 
     def _record_plan(self, key: PoolKey, action: RecordPlan) -> None:
         record = PlanRecord(revision=action.revision, inputs_hash=action.inputs_hash,
-                            name=action.name)  # fmt: skip
+                            name=action.name, waits=action.waits)  # fmt: skip
         kept = [p for p in self._plans.get(key, ()) if p.name not in {*action.expired, action.name}]
         self._plans[key] = (*kept, record)

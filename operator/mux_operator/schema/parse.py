@@ -75,6 +75,7 @@ def parse_pool(manifest: Fields) -> PoolSpec:
         allow_sharing=policy.get("allowSharing", True),
         share_step_percent=Percent(policy.get("shareStepPercent", 10)),
         max_overcommit_percent=policy.get("maxOvercommitPercent", 100),
+        max_tensor_members=policy.get("maxTensorParallelMembersPerUnit", 1),
         min_gain_percent=spec.get("moves", {}).get("minGainPercent", 15),
         demand_source=spec.get("demand", {}).get("source", "Auto"),
         gateway=_gateway(spec.get("gateway", {})),

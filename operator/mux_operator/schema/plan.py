@@ -15,7 +15,8 @@ from mux_operator.schema.fields import (
 )
 
 FROZEN: Final = "only spec.approval may change, once; a new plan follows new inputs"
-_FROZEN_FIELDS: Final = ("current", "proposed", "steps", "predicted", "alternatives", "unplaced")
+_FROZEN_FIELDS: Final = ("current", "proposed", "steps", "predicted", "alternatives", "unplaced",
+                         "bound", "notes")  # fmt: skip
 
 
 def _units() -> Schema:
@@ -42,8 +43,18 @@ def _steps() -> Schema:
 
 
 def _predicted() -> Schema:
+    model = record({
+        "model": text(), "replicas": integer(least=0), "offered": text(longest=32),
+        "served": text(longest=32), "ttft": text(longest=32), "tpot": text(longest=32),
+        "attainment": text(longest=32),
+    })  # fmt: skip
     return record({"gpus": integer(), "throughput": text(longest=32),
-                   "attainment": text(longest=32)})  # fmt: skip
+                   "worstRatio": text(longest=32), "attainment": text(longest=32),
+                   "models": listing(model, most=256)})  # fmt: skip
+
+
+def _bound() -> Schema:
+    return record({"gpus": integer(), "throughput": text(longest=32), "gap": text(longest=32)})
 
 
 def _unchanged(field: str) -> Rule:
@@ -64,7 +75,9 @@ def spec() -> Schema:
             "current": _units(),
             "proposed": _units(),
             "steps": _steps(),
-            "predicted": record({"proposed": _predicted()}),
+            "predicted": record({"current": _predicted(), "proposed": _predicted()}),
+            "bound": _bound(),
+            "notes": listing(text(longest=1024), most=16),
             "alternatives": listing(
                 record({"summary": text(longest=1024), "rejectedBecause": text(longest=64),
                         "message": text(longest=1024)}), most=8),
@@ -90,7 +103,10 @@ def spec() -> Schema:
 def status() -> Schema:
     return record({
         "observedGeneration": integer(least=0), "phase": text(longest=32),
-        "steps": integer(), "disruptiveSteps": integer(), "gain": text(longest=32),
+        "steps": integer(), "disruptiveSteps": integer(), "gain": text(longest=64),
+        "stepStates": listing(
+            record({"id": integer(least=0), "state": text(longest=32), "reason": text(longest=64)}),
+            most=1024),
         "conditions": conditions(),
     })  # fmt: skip
 

@@ -89,6 +89,9 @@ def spec() -> Schema:
                 "allowSharing": boolean(default=True),
                 "shareStepPercent": integer(least=1, most=50, default=10),
                 "maxOvercommitPercent": integer(least=100, most=800, default=100),
+                "maxTensorParallelMembersPerUnit": integer(
+                    doc="Members of a unit of several GPUs; 1 until NCCL under MPS is shown safe.",
+                    least=1, most=8, default=1),
             }),
             "moves": record({"minGainPercent": integer(least=0, most=100, default=15)}),
             "demand": record({"source": text(enum=("Auto", "RuntimeCounters"), longest=32,

@@ -191,11 +191,13 @@ def test_deleting_one_of_two_takes_its_route_before_its_unit_hears() -> None:
 
     actions = world.cycle()
 
-    assert kinds(actions) == ["PublishRoutes", "LabelUnit", "WriteUnit", "ApplyUnit"]
-    assert [r.served_name for r in actions[0].table.routes] == ["a"]
-    assert actions[1].serving == {"a"}
-    assert actions[1].draining == {"b"}
-    assert [m.model for m in actions[3].spec.members] == ["a"]
+    assert kinds(actions) == [
+        "RecordPlan", "PublishRoutes", "LabelUnit", "WriteUnit", "ApplyUnit"
+    ]  # fmt: skip
+    assert [r.served_name for r in actions[1].table.routes] == ["a"]
+    assert actions[2].serving == {"a"}
+    assert actions[2].draining == {"b"}
+    assert [m.model for m in actions[4].spec.members] == ["a"]
     world.settle()
     assert world.carriers.keys() == pods.keys()
     assert world.said("a", C.READY) == ("True", "Ready")
@@ -273,7 +275,7 @@ def test_an_edit_of_limits_reaches_the_unit_live() -> None:
     world = settled(an_llm("a"))
     world.edit("a", sharing=SharingPolicy(kv_request=Bytes(512 * MIB)), max_model_len=256)
     taken = world.settle()
-    assert kinds(taken) == ["WriteUnit", "ApplyUnit"]
+    assert kinds(taken) == ["RecordPlan", "WriteUnit", "ApplyUnit"]
     member = world.records[U0].spec.members[0]
     assert member.kv_guaranteed_bytes >= 512 * MIB
     assert member.max_model_len == 256

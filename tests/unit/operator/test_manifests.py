@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from decide_world import GEOMETRY, KEY, World, llm
-from mux_core.actions import InspectModel, Why
+from mux_core.actions import InspectModel, RecordPlan, Why
+from mux_core.decide import decide
 from mux_core.reasons import ConditionType, Reason, condition
 from mux_core.snapshot import CarrierState, UnitRecord
 from mux_core.specs import PodTemplate, PoolSpec
@@ -175,10 +176,9 @@ def test_a_plan_shows_its_steps_and_what_it_refused() -> None:
     world = World()
     world.add(llm("a"))
     world.look()
-    _, asked, plan = world.plan()
-    made = plan_manifest("default-r1", namespace="ns", pool=KEY.name, pool_uid="u", revision=1,
-                         inputs_hash=asked.inputs_hash, current=asked.problem.current,
-                         plan=plan)  # fmt: skip
+    snapshot, asked, choice = world.plan()
+    action = next(x for x in decide(snapshot, asked, choice) if isinstance(x, RecordPlan))
+    made = plan_manifest(action, namespace="ns", pool=KEY.name, pool_uid="u")
     assert [step["kind"] for step in made["spec"]["steps"]] == ["CreateUnit", "StartEngine"]
     seen = observing.plan_record(made)
     assert seen is not None

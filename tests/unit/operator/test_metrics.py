@@ -66,13 +66,14 @@ def test_a_plan_has_an_age_and_an_objective_until_there_is_none() -> None:
     world, metrics = World(slots=2), Metrics()
     world.add(llm("a"))
     world.look()
-    snapshot, question, plan = world.plan()
-    metrics.planned(KEY, question, plan, snapshot.now - 12)
+    snapshot, question, choice = world.plan()
+    metrics.planned(KEY, question, choice, snapshot.now - 12)
     labels = 'namespace="ns",pool="default"'
     assert f"muxserve_plan_age_seconds{{{labels}}} 12.0" in page(metrics)
     for kind, count in (("current", 0), ("proposed", 1)):
         pair = f'kind="{kind}",{labels}'
         assert f"muxserve_plan_objective{{{pair}}} {count}.0" in page(metrics)
+    assert f"muxserve_plan_awaiting_approval{{{labels}}} 0.0" in page(metrics)
     metrics.unplanned(KEY)
     assert "muxserve_plan_age_seconds{" not in page(metrics)
     assert "muxserve_plan_objective{" not in page(metrics)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import grpc.aio
 import pytest
 
+import world_builders
 from mux_core.actions import EnsureService, InspectModel, StartUnit, WriteUnit
 from mux_core.errors import PeerError, SpecError
 from mux_core.planning import PlacementProblem, Plan
@@ -18,6 +19,7 @@ from mux_operator.control_stubs import control_pb2 as pb
 from mux_operator.control_stubs import control_pb2_grpc
 from mux_operator.metrics import Metrics
 from mux_operator.reconciler import REJECTED_S, Reconciler, Timing
+from mux_operator.search import ThreadSearch
 from mux_operator.work_queue import WorkQueue
 from world_builders import KEY, MemoryCluster, World, a_world, an_llm, kinds
 
@@ -72,6 +74,7 @@ class Stage:
     world: World
     cluster: MemoryCluster
     unit: Unit
+    search: ThreadSearch
     reconciler: Reconciler
     metrics: Metrics
 
@@ -113,12 +116,13 @@ async def stage(world: World) -> AsyncIterator[Stage]:
         stack.push_async_callback(server.stop, None)
         world.address = lambda name: UnitAddress(host="127.0.0.1", control=port)
         cluster, metrics = MemoryCluster(world), Metrics()
-        reconciler = Reconciler(cluster, metrics=metrics, clock=lambda: world.now,
+        search = ThreadSearch(world_builders.PLANNER)
+        reconciler = Reconciler(cluster, search=search, metrics=metrics, clock=lambda: world.now,
                                 timing=Timing(debounce=0.0, resync=60.0))  # fmt: skip
         loop = asyncio.get_running_loop()
         reconciler.queue = WorkQueue(loop.time, debounce_s=0.0, first_pause_s=0.01)
         task = asyncio.create_task(reconciler.run(workers=1))
-        yield Stage(world, cluster, unit, reconciler, metrics)
+        yield Stage(world, cluster, unit, search, reconciler, metrics)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -260,7 +264,7 @@ class Broken:
 
 async def test_a_planner_that_fails_leaves_what_runs_and_says_so(stage: Stage) -> None:
     await stage.until(lambda: stage.ready("a"))
-    stage.reconciler._planner = Broken()
+    stage.search.planner = Broken()
     stage.world.add(an_llm("b"))
     await stage.until(lambda: "b" in stage.world.told.llms
                       and stage.world.said("b", C.PLACED) == ("False", "PlannerError"))  # fmt: skip
