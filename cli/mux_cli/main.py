@@ -36,8 +36,14 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
     "workload": Subcommand(
         module="mux_cli.workload", summary="make a workload file for `muxserve plan`"
     ),
+    "profile": Subcommand(
+        module="mux_cli.profile", summary="measure what steps of your models cost on this machine"
+    ),
     "simulate": Subcommand(
         module="mux_cli.simulate", summary="what a plan makes of a workload, on a virtual clock"
+    ),
+    "compare": Subcommand(
+        module="mux_cli.compare", summary="several plans and policies under the same requests"
     ),
     "status": Subcommand(
         module="mux_cli.status", summary="what a running `muxserve up` serves, and why not"

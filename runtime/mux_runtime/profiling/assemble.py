@@ -1,0 +1,56 @@
+"""Measured points as a profile: tables by model, costs, pairs."""
+
+from collections.abc import Mapping, Sequence
+
+from mux_core.costmodel.profile_set import MadeOn, ModelProfile, PairTimes, ProfileSet, UnitCost
+from mux_core.costmodel.table import StepRow, step_table
+from mux_core.llm import ModelGeometry
+from mux_runtime.profiling.journal import Value
+from mux_runtime.profiling.points import Kind, Point
+
+
+def assemble(
+    found: Mapping[str, Value], points: Sequence[Point], *, gpu: str, made: MadeOn,
+    geometries: Mapping[str, ModelGeometry], left_out: Sequence[str],
+) -> ProfileSet:  # fmt: skip
+    """The profile of what was measured. `geometries` by model, in the order of the profile."""
+    models = tuple(
+        _model(name, geometry, found, points, gpu) for name, geometry in geometries.items()
+    )
+    pairs = tuple(
+        PairTimes(sides=point.pair, alone_s=_two(found[point.key]["alone_s"]),
+                  together_s=_two(found[point.key]["together_s"]))
+        for point in points if point.pair is not None and point.key in found
+    )  # fmt: skip
+    unit = next((found[p.key] for p in points if p.kind is Kind.UNIT and p.key in found), None)
+    return ProfileSet(gpu=gpu, made=made, models=models, pairs=pairs, left_out=tuple(left_out),
+                      unit=None if unit is None else UnitCost(**unit))  # fmt: skip
+
+
+def _model(
+    name: str, geometry: ModelGeometry, found: Mapping[str, Value], points: Sequence[Point],
+    gpu: str,
+) -> ModelProfile:  # fmt: skip
+    own = [point for point in points if point.model == name and point.key in found]
+    cells: dict[tuple[int, int, int], dict[Kind, float]] = {}
+    once: dict[Kind, float] = {}
+    for point in own:
+        value = found[point.key]
+        if point.kind in (Kind.PREFILL, Kind.DECODE):
+            cell = cells.setdefault((point.percent, point.batch, point.tokens), {})
+            cell[point.kind] = float(value["s"])
+        else:
+            once[point.kind] = float(value.get("s", value.get("bytes", 0)))
+    rows = [
+        StepRow(tensor=1, percent=percent, batch=batch, tokens=tokens,
+                prefill_s=cell.get(Kind.PREFILL), decode_s=cell.get(Kind.DECODE))
+        for (percent, batch, tokens), cell in sorted(cells.items())
+    ]  # fmt: skip
+    return ModelProfile(name=name, geometry=geometry, table=step_table(name, gpu, rows),
+                        grant_s=once.get(Kind.GRANT, 0.0), handoff_s=once.get(Kind.HANDOFF, 0.0),
+                        host_bytes=int(once.get(Kind.MEMORY, 0)))  # fmt: skip
+
+
+def _two(values: Sequence[float]) -> tuple[float, float]:
+    first, second = values
+    return float(first), float(second)

@@ -1,0 +1,177 @@
+"""A profile from its first host to its last point: what was measured before is not measured again.
+
+Every point is visited in two passes with everything else between them, and the smaller time counts:
+what disturbs this machine for a while disturbs one of them.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, assert_never
+
+from mux_core.engine import Phase
+from mux_core.units import Bytes
+from mux_runtime.profiling import steps
+from mux_runtime.profiling.bench import Bench, BenchHost, Device, open_bench
+from mux_runtime.profiling.journal import Journal, Value
+from mux_runtime.profiling.points import PAIR_CONTEXT, Grid, Kind, Point
+from mux_runtime.profiling.unit_cost import BATCHES, CONTEXT, PROMPT, EngineTimes, unit_cost
+
+PROBE: Final = "(probe)"
+OPEN_HOSTS: Final = 8
+"""More are not kept open: each holds the memory of its back-end."""
+
+Told = Callable[[str, float, float], None]
+"""What is measured now, the part of the work that is done, and seconds left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to profile: folders of checkpoints by name, on a device.
+
+    `probe`: the small model whose unit is timed, with a tokenizer. `deadline` is a moment of
+    `time.monotonic`, after which no further point is begun.
+    """
+
+    models: Mapping[str, Path]
+    device: Device
+    grid: Grid
+    folder: Path
+    unit_bytes: int
+    arena: Bytes
+    probe: Path
+    deadline: float | None = None
+
+
+async def run(job: Job, journal: Journal, told: Told) -> tuple[str, ...]:
+    """Measures all that the journal lacks; what the deadline left out."""
+    left: list[str] = []
+    async with open_bench(job.folder, job.device, unit_bytes=job.unit_bytes,
+                          arena=job.arena) as bench:  # fmt: skip
+        hosts = _Hosts(bench=bench, models={**job.models, PROBE: job.probe})
+        clock = _Clock(job.grid, journal)
+        for turn in range(job.grid.passes):
+            skipped = 0
+            for point in job.grid.points:
+                if (point.key, turn) in journal.found or (turn and point.kind is Kind.UNIT):
+                    continue
+                if job.deadline is not None and time.monotonic() > job.deadline:
+                    skipped += 1
+                    continue
+                told(point.key, *clock.standing())
+                journal.note(point.key, turn, await _measure(point, hosts, job))
+                clock.done(point)
+            if skipped:
+                left.append(f"{skipped} of {len(job.grid.points)} points of pass {turn + 1} "
+                            "(no time left)")  # fmt: skip
+    return tuple(left)
+
+
+@dataclass(slots=True)
+class _Hosts:
+    """Opened hosts by what they are; the one not used for longest makes room for the next."""
+
+    bench: Bench
+    models: Mapping[str, Path]
+    open: dict[tuple[str, Phase, int, int], BenchHost] = field(default_factory=dict)
+
+    async def get(self, model: str, phase: Phase, percent: int, copy: int = 0) -> BenchHost:
+        key = (model, phase, percent, copy)
+        host = self.open.pop(key, None)
+        if host is None:
+            await self._make_room()
+            host = await self.bench.start(model, self.models[model], phase, percent)
+        self.open[key] = host
+        return host
+
+    async def _make_room(self) -> None:
+        while len(self.open) >= OPEN_HOSTS:
+            oldest = next(iter(self.open))
+            await self.bench.end(self.open.pop(oldest))
+
+
+class _Clock:
+    """How far a run is, by the guessed cost of its points and the time the done ones took."""
+
+    def __init__(self, grid: Grid, journal: Journal) -> None:
+        missing = [point for turn in range(grid.passes) for point in grid.points
+                   if (point.key, turn) not in journal.found]  # fmt: skip
+        self._left = self._all = sum(point.cost for point in missing)
+        self._began = time.monotonic()
+
+    def done(self, point: Point) -> None:
+        self._left -= point.cost
+
+    def standing(self) -> tuple[float, float]:
+        """(part done, seconds left)."""
+        part = 1 - self._left / self._all
+        spent = time.monotonic() - self._began
+        return part, spent / part * (1 - part) if part > 0 else float("inf")
+
+
+async def _measure(point: Point, hosts: _Hosts, job: Job) -> Value:
+    match point.kind:
+        case Kind.PAIR:
+            return await _pair(point, hosts)
+        case Kind.UNIT:
+            return await _unit(point, hosts, job)
+        case Kind.PREFILL:
+            host = await hosts.get(point.model, Phase.PREFILL, point.percent)
+            return {"s": await steps.prefill_s(host, batch=point.batch, tokens=point.tokens)}
+        case Kind.DECODE | Kind.GRANT | Kind.HANDOFF | Kind.MEMORY:
+            host = await hosts.get(point.model, Phase.DECODE, point.percent)
+            return await _decode_side(point, host)
+        case _:
+            assert_never(point.kind)
+
+
+async def _decode_side(point: Point, host: BenchHost) -> Value:
+    match point.kind:
+        case Kind.GRANT:
+            return {"s": await steps.grant_s(host)}
+        case Kind.HANDOFF:
+            context = min(PAIR_CONTEXT, host.card.max_model_len - 1)
+            return {"s": await steps.handoff_s(host, context=context)}
+        case Kind.MEMORY:
+            return {"bytes": steps.private_bytes(host.pid)}
+        case _:
+            return {"s": await steps.decode_s(host, batch=point.batch, context=point.tokens)}
+
+
+async def _pair(point: Point, hosts: _Hosts) -> Value:
+    assert point.pair is not None
+    one, other = point.pair
+    first = await hosts.get(one.model, one.phase, one.percent)
+    copy = int((one.model, one.phase) == (other.model, other.phase))
+    second = await hosts.get(other.model, other.phase, other.percent, copy)
+    alone, together = await steps.pair_s((first, second), point.pair)
+    return {"alone_s": alone, "together_s": together}
+
+
+async def _unit(point: Point, hosts: _Hosts, job: Job) -> Value:
+    decode = await hosts.get(PROBE, Phase.DECODE, point.percent)
+    prefill = await hosts.get(PROBE, Phase.PREFILL, point.percent)
+    few, lots = [await steps.decode_s(decode, batch=b, context=CONTEXT) for b in BATCHES]
+    engine = EngineTimes(
+        decode_s=(few, lots), prefill_s=await steps.prefill_s(prefill, batch=1, tokens=PROMPT)
+    )
+    cost = await unit_cost(job.folder, job.probe, point.percent, engine)
+    return {"step_s": cost.step_s, "token_s": cost.token_s, "request_s": cost.request_s}
+
+
+def values(journal: Journal, points: Sequence[Point]) -> dict[str, Value]:
+    """What was measured of each point: the pass in which its (together) time was smallest."""
+    found: dict[str, Value] = {}
+    for point in points:
+        passes = [value for (key, _), value in sorted(journal.found.items()) if key == point.key]
+        if passes:
+            found[point.key] = min(passes, key=_size)
+    return found
+
+
+def _size(value: Value) -> float:
+    """What makes one measurement of a point smaller than another."""
+    if "together_s" in value:
+        return float(sum(value["together_s"]) + sum(value["alone_s"]))
+    return float(value.get("s", value.get("bytes", 0.0)))

@@ -1,0 +1,167 @@
+"""Profiles of real engine hosts: measured through their socket, kept through a kill."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mux_cli.main import main
+from mux_cli.profile import COMMIT
+from mux_cli.tiny_models import TinyModel, write
+from mux_core.units import Bytes
+from mux_runtime.profiling.assemble import assemble
+from mux_runtime.profiling.bench import Device
+from mux_runtime.profiling.journal import Journal
+from mux_runtime.profiling.points import Grid, Kind, Subject, make_grid
+from mux_runtime.profiling.run import Job, run, values
+from profile_builders import MADE, shape
+
+TINY = TinyModel(family="qwen2", layers=2, hidden=64, head_dim=32, intermediate=128, vocab=512,
+                 max_model_len=96, seed=7)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return write(TINY, tmp_path_factory.mktemp("model") / "tiny")
+
+
+def job(tiny: Path, folder: Path, grid: Grid) -> Job:
+    return Job(models={"tiny": tiny}, device=Device(name="cpu", cores=2), grid=grid,
+               folder=folder, unit_bytes=16384, arena=Bytes(64 << 20), probe=tiny)  # fmt: skip
+
+
+async def test_hosts_are_measured_point_by_point_and_each_point_once(tiny, tmp_path):
+    subject = Subject(name="tiny", max_model_len=96, kv_tokens=1000)
+    whole = make_grid([subject], (50,), quick=True, unit=False, most_batch=4)
+    grid = Grid(points=whole.points, passes=1, left_out=())
+    journal = Journal.open(tmp_path / "p.journal", {})
+    told = []
+    (tmp_path / "run").mkdir()
+    await run(job(tiny, tmp_path / "run", grid), journal, lambda what, part, _: told.append(what))
+    assert told == [point.key for point in grid.points]
+    journal.close()
+
+    again = Journal.open(tmp_path / "p.journal", {})
+    (tmp_path / "again").mkdir()
+    await run(job(tiny, tmp_path / "again", grid), again, lambda what, *_: told.append(what))
+    assert len(told) == len(grid.points)
+
+    found = values(again, grid.points)
+    again.close()
+    profile = assemble(found, grid.points, gpu="cpu", made=MADE, left_out=(),
+                       geometries={"tiny": shape()})  # fmt: skip
+    (model,) = profile.models
+    assert {row.batch for row in model.table.rows(1, 50) if row.decode_s} == {1, 2, 4}
+    assert all(0 < (row.decode_s or row.prefill_s or 0) < 10 for row in model.table.rows(1, 50))
+    assert model.grant_s > 0
+    assert model.handoff_s > 0
+    assert model.host_bytes > 50 << 20
+    assert len(profile.pairs) == len([p for p in grid.points if p.kind is Kind.PAIR])
+
+
+def profiling(output: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mux_cli.main", "profile", "-o", str(output), "--quick",
+               "--memory", "0.1", *arguments]  # fmt: skip
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_lines(path: Path, count: int) -> int:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        lines = path.read_bytes().count(b"\n") if path.exists() else 0
+        if lines >= count:
+            return lines
+        time.sleep(0.02)
+    raise AssertionError(f"{path}: fewer than {count} lines")
+
+
+def test_a_killed_run_leaves_no_process_and_goes_on_where_it_was(tiny, tmp_path):
+    output = tmp_path / "p.json"
+    journal = tmp_path / "p.json.journal"
+    first = profiling(output, str(tiny))
+    try:
+        kept = wait_for_lines(journal, 4)
+        children = psutil.Process(first.pid).children(recursive=True)
+    finally:
+        first.kill()
+        first.communicate()
+    assert children
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert not output.exists()
+
+    second = profiling(output, str(tiny))
+    try:
+        wait_for_lines(journal, kept + 3)
+    finally:
+        second.send_signal(signal.SIGINT)
+        _, said = second.communicate(timeout=60)
+    assert "measurements are there" in said
+    assert "give the same command again" in said
+    lines = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+    measured = [line["key"] for line in lines if not line["key"].startswith(COMMIT)]
+    assert len(set(measured)) == len(measured)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no model: give folders"),
+        (["{tiny}", "{tiny}"], "two folders have this name"),
+        (["{tmp}/nowhere"], "config.json: not found"),
+        (["{tiny}", "--max-batch", "4000", "--memory", "0.01"],
+         "decode batch 4000 of 64 tokens needs .* of KV memory, --memory gives"),
+        (["{tiny}", "--memory", "1e6"], "this machine has .* free; lower it"),
+        (["{tiny}", "--device", "cuda"], "--device cuda: "),
+    ],
+    ids=["none", "twice", "missing", "batch", "memory", "no-gpu"],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused_before_anything_starts(
+    tiny, tmp_path, capsys, arguments, words
+):
+    line = [word.format(tiny=tiny, tmp=tmp_path) for word in arguments]
+    assert main(["profile", *line, "-o", str(tmp_path / "p.json")]) == 2
+    said = capsys.readouterr().err
+    assert re.search(words, said), said
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_architecture_is_named_with_those_that_run(tmp_path, capsys):
+    config = tmp_path / "config.json"
+    config.write_text('{"architectures": ["MambaForCausalLM"]}')
+    assert main(["profile", "--config", str(config), "-o", str(tmp_path / "p.json")]) == 2
+    said = capsys.readouterr().err
+    assert "MambaForCausalLM" in said
+    assert "LlamaForCausalLM" in said
+
+
+def test_a_profile_that_is_there_is_not_overwritten(tiny, tmp_path, capsys):
+    output = tmp_path / "p.json"
+    output.write_text("mine")
+    assert main(["profile", str(tiny), "-o", str(output)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert output.read_text() == "mine"
+
+
+async def test_random_weights_of_a_shape_are_served(tiny, tmp_path):
+    from mux_core.engine import Phase
+    from mux_runtime.profiling.bench import open_bench
+    from mux_runtime.profiling.random_weights import write_checkpoint
+    from mux_runtime.profiling.steps import decode_s, prefill_s
+
+    made = write_checkpoint(tiny / "config.json", tmp_path / "made")
+    device = Device(name="cpu", cores=2)
+    async with open_bench(tmp_path, device, unit_bytes=16384, arena=Bytes(16 << 20)) as bench:
+        decode = await bench.start("made", made, Phase.DECODE, 50)
+        assert await decode_s(decode, batch=2, context=40) > 0
+        prefill = await bench.start("made", made, Phase.PREFILL, 50)
+        assert await prefill_s(prefill, batch=1, tokens=95) > 0
+        await bench.end(decode)
+        await bench.end(prefill)
+        assert bench.allocator.owned_units == 0
