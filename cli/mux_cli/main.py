@@ -45,6 +45,9 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
     "compare": Subcommand(
         module="mux_cli.compare", summary="several plans and policies under the same requests"
     ),
+    "compare": Subcommand(
+        module="mux_cli.compare", summary="several plans and policies under the same requests"
+    ),
     "status": Subcommand(
         module="mux_cli.status", summary="what a running `muxserve up` serves, and why not"
     ),

@@ -1,7 +1,6 @@
 """`muxserve plan`: which LLMs share which GPUs, before anyone buys one."""
 
 import argparse
-import json
 import sys
 import threading
 import time
@@ -10,9 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-from rich.console import Console
-
+from mux_cli.output import output_argument, print_result
 from mux_cli.plan_document import plan_document, read_placement
 from mux_cli.plan_manifests import read_manifests
 from mux_cli.plan_table import print_plan
@@ -73,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-bound", action="store_true", help="do not compute the bound")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write pictures of the plan")
-    parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
+    output_argument(parser)
 
 
 def planning_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
         from mux_cli.plan_plot import plot_plan
 
         plot_plan(document, args.plot)
-    _print(document, args.output)
+    print_result(document, args.output, print_plan)
     return 0
 
 
@@ -301,19 +298,3 @@ def _frontier(planner: Planner, problem: PlacementProblem) -> list[dict[str, Any
         }
         for floor, found in planner.frontier(problem)
     ]
-
-
-def _print(document: dict[str, Any], output: str) -> None:
-    if output == "json":
-        json.dump(document, sys.stdout, indent=1)
-        sys.stdout.write("\n")
-    elif output == "yaml":
-        yaml.safe_dump(document, sys.stdout, sort_keys=False)
-    else:
-        console = Console(width=None if sys.stdout.isatty() else 140)
-        print_plan(document, console)
-        for point in document.get("frontier", []):
-            console.print(
-                f"floor {point['floor']:.2f}: goodput {point['goodput']:.2f}, worst "
-                f"ratio {point['worst_ratio']:.3f}, {point['gpus_used']} GPUs"
-            )

@@ -1,13 +1,14 @@
 """A plan as tables for people."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 
-def print_plan(document: dict[str, Any], console: Console) -> None:
-    """Headline, models, units, and what was rejected."""
+def print_plan(document: Mapping[str, Any], console: Console) -> None:
+    """Headline, models, units, what was rejected, moves and the frontier."""
     console.print(_headline(document), highlight=False)
     console.print(_models(document))
     console.print(_units(document))
@@ -21,9 +22,14 @@ def print_plan(document: dict[str, Any], console: Console) -> None:
         console.print(f"note: {note}")
     if document["moves"] and document["from_current"]:
         console.print(_moves(document))
+    for point in document.get("frontier", []):
+        console.print(
+            f"floor {point['floor']:.2f}: goodput {point['goodput']:.2f}, worst "
+            f"ratio {point['worst_ratio']:.3f}, {point['gpus_used']} GPUs"
+        )
 
 
-def _headline(document: dict[str, Any]) -> str:
+def _headline(document: Mapping[str, Any]) -> str:
     offered = sum(model["offered"] for model in document["models"].values())
     lines = [
         f"{document['strategy']} (estimator {document['estimator']}): "
@@ -44,7 +50,7 @@ def _headline(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _models(document: dict[str, Any]) -> Table:
+def _models(document: Mapping[str, Any]) -> Table:
     table = Table(title="models")
     for column in ("model", "offered/s", "served/s", "ratio", "replicas", "TTFT ms", "p99",
                    "TPOT ms", "p99"):  # fmt: skip
@@ -65,7 +71,7 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _units(document: dict[str, Any]) -> Table:
+def _units(document: Mapping[str, Any]) -> Table:
     table = Table(title="units")
     for column in ("unit", "node", "GPUs", "members (rate/s, decode %, KV GiB)"):
         table.add_column(column)
@@ -80,7 +86,7 @@ def _units(document: dict[str, Any]) -> Table:
     return table
 
 
-def _moves(document: dict[str, Any]) -> Table:
+def _moves(document: Mapping[str, Any]) -> Table:
     table = Table(title="steps from the current placement")
     for column in ("step", "unit", "model", "from", "reason", "disruptive"):
         table.add_column(column)

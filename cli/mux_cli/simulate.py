@@ -1,16 +1,12 @@
 """`muxserve simulate`: what a plan and a policy make of a workload, request by request."""
 
 import argparse
-import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from rich.console import Console
-
+from mux_cli.output import output_argument, print_result
 from mux_cli.simulate_arguments import (
     Window,
     read_traffic,
@@ -58,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="print the figures even where every queue grows")  # fmt: skip
     parser.add_argument("--check", action="store_true",
                         help="assert the books at every event, and print Little's law")  # fmt: skip
-    parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
+    output_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     (measured,) = measure([system], workload, seeds=args.seeds, at_once=args.jobs)
     document = run_document(measured, seconds=time.monotonic() - started, check=args.check)
     _refuse_unsteady(document, args.overload)
-    print_document(document, args.output)
+    print_result(document, args.output, print_run)
     return 0
 
 
@@ -135,14 +131,3 @@ def _refuse_unsteady(document: dict[str, Any], overload: bool) -> None:
             f"{document['offered']:.2f} requests/s are served; lower the rates or add GPUs, or "
             "print what the window held with --overload"
         )
-
-
-def print_document(document: dict[str, Any], output: str) -> None:
-    """As `-o` asks, on standard output."""
-    if output == "json":
-        json.dump(document, sys.stdout, indent=1)
-        sys.stdout.write("\n")
-    elif output == "yaml":
-        yaml.safe_dump(document, sys.stdout, sort_keys=False)
-    else:
-        print_run(document, Console(width=None if sys.stdout.isatty() else 140))

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_run(document: dict[str, Any], console: Console) -> None:
+def print_run(document: Mapping[str, Any], console: Console) -> None:
     """Headline, attainment, models, and what to know before believing them."""
     console.print(headline(document), highlight=False)
     console.print(_attainment(document))
@@ -115,7 +115,7 @@ def _check(check: Mapping[str, Any]) -> Table:
     return table
 
 
-def print_comparison(document: dict[str, Any], console: Console) -> None:
+def print_comparison(document: Mapping[str, Any], console: Console) -> None:
     """A row per system, then paired differences from the first."""
     console.print(_systems(document))
     console.print(_differences(document))
@@ -158,5 +158,6 @@ def _differences(document: Mapping[str, Any]) -> Table:
 
 
 def _difference(found: Mapping[str, Any]) -> str:
-    ends = "" if found["interval"] is None else " ({:+.3f} to {:+.3f})".format(*found["interval"])
-    return f"{found['value']:+.3f}{ends}"
+    ends = found["interval"]
+    half = "" if ends is None else f" ±{(ends[1] - ends[0]) / 2:.3f}"
+    return f"{found['value']:+.3f}{half}"
