@@ -25,8 +25,8 @@ class Sequence:
     """A request as an engine sees it: lengths in tokens.
 
     `length`: prompt and output so far, current while it does not decode. `computed`: tokens whose
-    K and V are written. `output`: tokens it will have generated when it ends. `since` and `ends_at`
-    count the steps of the host that decodes it.
+    K and V are written. `output`: tokens it will have generated when it ends. `place`: in the order
+    in which its host got its requests. `since` and `ends_at` count the steps of that host.
     """
 
     order: int
@@ -34,6 +34,7 @@ class Sequence:
     output: int
     length: int
     computed: int = 0
+    place: int = 0
     since: int = 0
     ends_at: int = 0
 
@@ -71,6 +72,7 @@ class Engine(Generic[Seq]):
         self.steps = 0
         self.context = 0
         self.rows = 0
+        self._places = 0
         self._edges: list[dict[Seq, None]] = [{} for _ in range(block_tokens)]
         self._ends: dict[int, list[Seq]] = {}
 
@@ -107,6 +109,8 @@ class Engine(Generic[Seq]):
     def add(self, request: Seq) -> None:
         """Takes a request; the rows of its `computed` tokens become this host's."""
         self.rows += rows_for(request.computed, self.block_tokens)
+        self._places += 1
+        request.place = self._places
         if request.computed == request.length - 1 >= request.prompt:
             self._join(request)
         else:
@@ -153,7 +157,7 @@ class Engine(Generic[Seq]):
     def _decode_some(self, done: Step[Seq], rows: int, most: int) -> None:
         """Some requests are held: those beyond the grant, and at an edge those without a row."""
         at_edge = self.at_edge
-        for request in self.decoding:
+        for request in sorted(self.decoding, key=lambda r: r.place):
             if done.decoded >= most:
                 done.held.append(request)
             elif request not in at_edge:

@@ -12,6 +12,24 @@ from mux_core.simulator.record import MemberLog, RequestLog
 from mux_core.simulator.unit import SimUnit
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Little:
+    """Little's law over a window: requests inside on average, and arrivals/s times seconds of stay.
+
+    `inside` is counted as requests come and go, `spent` (seconds of all requests in the window, per
+    second) from their lines in the log. So the law holds at any load, not in a steady state alone.
+    """
+
+    inside: float
+    rate: float
+    spent: float
+
+    @property
+    def stay(self) -> float:
+        """Seconds in the window per arrival in it."""
+        return self.spent / self.rate if self.rate > 0 else 0.0
+
+
 @dataclass(slots=True)
 class LlmLog:
     """All requests of one LLM, and how many were in the system over the window."""
@@ -66,21 +84,15 @@ class LlmLog:
             prompt=np.array(self.prompt, dtype=float), output=np.array(self.output, dtype=float),
         )  # fmt: skip
 
-    def checks(self, name: str, *, until: float, window: float) -> dict[str, float]:
-        """Little's law: the number inside over time, and rate times mean stay, counted apart."""
-        if window <= 0:
-            return {}
+    def little(self, until: float, window: float) -> "Little":
+        """The law's three figures over the window that ends now."""
         self._count(0, until)
         table = self.table()
         left = np.where(np.isnan(table.finished), until, table.finished)
         begin = until - window
         stays = np.clip(left, begin, until) - np.clip(table.arrived, begin, until)
         rate = float(np.count_nonzero(table.arrived >= begin)) / window
-        return {
-            f"L {name}": self._area / window,
-            f"lambda {name}": rate,
-            f"W {name}": float(stays.sum()) / max(1.0, rate * window),
-        }
+        return Little(inside=self._area / window, rate=rate, spent=float(stays.sum()) / window)
 
 
 def member_log(unit: SimUnit, member: SimMember, *, window: float) -> MemberLog:

@@ -38,6 +38,7 @@ from mux_core.placement import Placement, Unit
 from mux_core.planners.assembly import kind_of
 from mux_core.planning import PlacementProblem
 from mux_core.simulator.arrivals import Arrival
+from mux_core.simulator.audit import audit_flow, audit_little, audit_unit
 from mux_core.simulator.kv import KvRule, RowLayout, estimated_kv, kv_units, row_layout
 from mux_core.simulator.logs import LlmLog, member_log
 from mux_core.simulator.member import SimMember, Visit
@@ -217,6 +218,8 @@ class Run:
         if self._touched:
             for unit in self._touched.values():
                 unit.rounds(at)
+                if self.settings.check:
+                    audit_unit(unit)
             self._touched.clear()
         return True
 
@@ -306,9 +309,7 @@ class Run:
 
     def _record(self, until: float, *, interrupted: bool) -> RunRecord:
         window = max(0.0, until - self.settings.warmup)
-        checks: dict[str, float] = {}
-        for name, log in sorted(self.logs.items()):
-            checks |= log.checks(name, until=until, window=window)
+        checks = self._checks(until, window) if self.settings.check and window > 0 else {}
         return RunRecord(
             warmup=self.settings.warmup, until=until, events=self.events,
             gpus_used=self.placement.gpus_used, interrupted=interrupted,
@@ -318,6 +319,21 @@ class Run:
             spans=tuple(span for unit in self.units.values() for span in unit.spans),
             checks=checks,
         )  # fmt: skip
+
+    def _checks(self, until: float, window: float) -> dict[str, float]:
+        """Little's law by LLM; raises InvariantError where it, or the flow, does not hold."""
+        laws = {name: log.little(until, window) for name, log in sorted(self.logs.items())}
+        audit_little((name, law.inside, law.spent) for name, law in laws.items())
+        members = [member for unit in self.units.values() for member in unit.members]
+        audit_flow(
+            arrived=sum(len(log.arrived) for log in self.logs.values()),
+            served=sum(log.served for log in self.logs.values()),
+            rejected=sum(log.rejected for log in self.logs.values()),
+            inside=sum(len(member.queue) + member.running for member in members),
+        )
+        return {f"{what} {name}": value for name, law in laws.items()
+                for what, value in (("L", law.inside), ("lambda", law.rate), ("W", law.stay))
+                }  # fmt: skip
 
 
 def _queue_view(llm: Llm, rate: float) -> Queue:

@@ -74,11 +74,7 @@ class SimUnit:
         self._interference = interference
         self._calendar = calendar
         self._turn = Turn()
-        self._limits = policy.limits
-
-    @property
-    def limits_percent(self) -> int:
-        return self._limits.sm_percent
+        self.limits = policy.limits
 
     def kv_tokens(self, model: str) -> int:
         """Prompt and output tokens one request of this member can ever have."""
@@ -111,7 +107,7 @@ class SimUnit:
         for member in self.members:
             if member.is_giving_back:
                 self._clear_aborts(member, now)
-        limits = self._limits
+        limits = self.limits
         load = UnitLoad(
             members=tuple([member.load(limits) for member in self.members]),
             free_units=self.free, sm_in_use=self.sm_in_use,
@@ -159,7 +155,7 @@ class SimUnit:
         if grant.phase is Phase.DECODE:
             member.land()
             return self._decode_cost(member, host, grant)
-        chosen, rows = member.batch(self._limits)
+        chosen, rows = member.batch(self.limits)
         for visit in chosen[: min(covered(rows, grant.rows), grant.max_seqs)]:
             if visit not in host.engine.prefilling:
                 # The batch is the head of the queue, in its order.
