@@ -162,6 +162,15 @@ def test_a_decode_without_kv_preempts_its_own_newest():
     )
 
 
+@pytest.mark.parametrize("name", ["adbs-released", "adbs-fixed", "fcfs", "roundrobin"])
+def test_a_decode_step_that_preempted_goes_on_before_a_prefill_takes_what_it_freed(name: str):
+    policy = a_policy(name)
+    short = decodes("a", decode_rows=3, row_units=10)
+    assert started(ask(policy, 2, short, free=20)) == []
+    freed = replace(short, waiting=1, waiting_tokens=10, head_rows=3, batch_rows=3, running=3)
+    assert started(ask(policy, 3, freed, free=40)) == [("a", DECODE)]
+
+
 def test_first_come_first_served_stops_at_the_first_that_lacks_sms():
     policy = a_policy("fcfs")
     load = UnitLoad(members=(busy(waits("a", 80)), waits("b", 100)), free_units=FREE)

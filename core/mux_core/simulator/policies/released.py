@@ -109,6 +109,7 @@ class ReleasedAdbs:
     def _launch(self, launches: Launches) -> bool:
         """Launches what this tick may; whether it held decodes back for a prefill."""
         members = launches.load.members
+        launches.resume()
         for m in self._books.rotation(members, Phase.PREFILL):
             if self._may_prefill(launches, m) and launches.prefill(m, self._cap(m)):
                 self._prefill_executes = True
@@ -116,8 +117,7 @@ class ReleasedAdbs:
         if not self._prefill_executes and self._prefill_ready:
             return True
         for m in self._books.rotation(members, Phase.DECODE):
-            ready = m.decode_idle and m.decoding and launches.fits(m, Phase.DECODE)
-            if ready and launches.decode(m):
+            if launches.may_decode(m) and launches.decode(m):
                 self.caps.note_step(m.model, m.decoding)
         return False
 

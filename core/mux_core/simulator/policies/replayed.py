@@ -27,13 +27,15 @@ class Replayed:
     """The released scheduler's books of one unit, without its choice of whom to launch.
 
     `blocked`: members whose prefill found no KV; a finished request frees them, all of them with
-    `unblock_all`. The pool is one: every member may hold all of it.
+    `unblock_all`. `cut_short`: members whose decode step had to preempt; the step itself goes on.
+    The pool is one: every member may hold all of it.
     """
 
     limits: Limits = OVERBOOKED
     unblock_all: bool = True
     parts: SmParts = field(default_factory=SmParts)
     blocked: set[str] = field(default_factory=set)
+    cut_short: set[str] = field(default_factory=set)
     last: dict[Phase, str] = field(default_factory=dict)
 
     def happened(self, what: Happening, model: str) -> None:
@@ -97,10 +99,26 @@ class Launches:
         self._grant(m, Phase.PREFILL, budget, seats, rows)
         return True
 
+    def resume(self) -> None:
+        """Goes on with the steps that preempted, before anybody takes what they freed."""
+        resumed, self.books.cut_short = self.books.cut_short, set()
+        for m in self.load.members:
+            if m.model in resumed and self.may_decode(m):
+                self.decode(m)
+
+    def waits_to_decode(self, m: MemberLoad) -> bool:
+        """Has requests to decode and a free host, and was not launched in this tick."""
+        taken = (m.model, Phase.DECODE) in self.books.parts.jobs
+        return m.decode_idle and bool(m.decoding) and not taken
+
+    def may_decode(self, m: MemberLoad) -> bool:
+        return self.waits_to_decode(m) and self.fits(m, Phase.DECODE)
+
     def decode(self, m: MemberLoad) -> bool:
         """Launches a decode step; without KV for all of it the newest requests lose theirs."""
         missing = m.decode_rows * m.row_units - self.free
         if missing > 0:
+            self.books.cut_short.add(m.model)
             self.preempts.append(Preempt(model=m.model, units=missing, why=PreemptWhy.OWN_GROWTH))
             return False
         self._grant(m, Phase.DECODE, m.decoding, m.decoding, m.decode_rows)

@@ -45,13 +45,16 @@ class Fcfs(_Turns):
     def decide(self, load: UnitLoad, queues: Sequence[Queue], now: float) -> Decision:
         self._books.harvest(load)
         launches = Launches(self._books, load)
+        launches.resume()
+        for grant in launches.grants:
+            self._since.pop(grant.model, None)
         for _, phase, m in sorted(self._jobs(launches, queues, now), key=_waiting):
             if not launches.fits(m, phase):
                 break
             if phase is Phase.PREFILL:
                 launches.prefill(m, self.limits.max_seqs)
             elif launches.decode(m):
-                del self._since[m.model]
+                self._since.pop(m.model)
         return Decision(round=launches.round(), keeps_output=False)
 
     def _jobs(
@@ -61,7 +64,7 @@ class Fcfs(_Turns):
         for m, queue in zip(launches.load.members, queues, strict=True):
             if self._can_prefill(launches, m):
                 jobs.append((now if queue.oldest is None else queue.oldest, Phase.PREFILL, m))
-            if m.decode_idle and m.decoding:
+            if launches.waits_to_decode(m):
                 jobs.append((self._since.setdefault(m.model, now), Phase.DECODE, m))
         return jobs
 
@@ -75,11 +78,12 @@ class RoundRobin(_Turns):
     def decide(self, load: UnitLoad, queues: Sequence[Queue], now: float) -> Decision:
         self._books.harvest(load)
         launches = Launches(self._books, load)
+        launches.resume()
         for m in self._books.rotation(load.members, Phase.PREFILL):
             if self._can_prefill(launches, m) and launches.fits(m, Phase.PREFILL):
                 launches.prefill(m, self.limits.max_seqs)
         for m in self._books.rotation(load.members, Phase.DECODE):
-            if m.decode_idle and m.decoding and launches.fits(m, Phase.DECODE):
+            if launches.may_decode(m):
                 launches.decode(m)
         return Decision(round=launches.round(), keeps_output=False)
 
