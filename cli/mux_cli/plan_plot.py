@@ -11,15 +11,20 @@ def plot_plan(document: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     import matplotlib
 
     matplotlib.use("Agg")
+    make_folder(folder)
+    placement, service = folder / "placement.png", folder / "service.png"
+    _placement(document, placement)
+    _service(document, service)
+    return placement, service
+
+
+def make_folder(folder: Path) -> None:
+    """Raises SpecError where the folder of `--plot` cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(f"--plot {folder}: cannot be made ({error.strerror}); choose another "
                         "folder") from error  # fmt: skip
-    placement, service = folder / "placement.png", folder / "service.png"
-    _placement(document, placement)
-    _service(document, service)
-    return placement, service
 
 
 def _colours(document: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mux_cli.simulate_document import Measured, run_document
 from mux_cli.simulate_runs import Job, Scenario, run_all
 from mux_cli.simulate_systems import System, make_system, system_arguments
 from mux_cli.simulate_table import print_run
+from mux_cli.simulate_views import SWEEP, load_sweep, unit_view
 from mux_cli.workload_file import Workload, read_workload
 from mux_core.errors import SpecError
 from mux_core.planners.strategies import STRATEGIES
@@ -54,6 +55,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="print the figures even where every queue grows")  # fmt: skip
     parser.add_argument("--check", action="store_true",
                         help="assert the books at every event, and print Little's law")  # fmt: skip
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="write pictures into DIR")
+    parser.add_argument("--report", type=Path, metavar="FILE.html",
+                        help="write a page that explains the result, in one file")  # fmt: skip
+    parser.add_argument("--unit", metavar="ID",
+                        help="the unit shown closely (the fullest shared one)")  # fmt: skip
+    parser.add_argument("--sweep", type=float, nargs="*", metavar="FACTOR",
+                        help="loads at which goodput is drawn, beside the one simulated "
+                        "(0.5 0.75 1 1.25 1.5); none: no such curve")  # fmt: skip
     output_argument(parser)
 
 
@@ -70,8 +79,29 @@ def run(args: argparse.Namespace) -> int:
     (measured,) = measure([system], workload, seeds=args.seeds, at_once=args.jobs)
     document = run_document(measured, seconds=time.monotonic() - started, check=args.check)
     _refuse_unsteady(document, args.overload)
+    if args.plot or args.report:
+        _draw(args, document, measured, system, workload)
     print_result(document, args.output, print_run)
     return 0
+
+
+def _draw(
+    args: argparse.Namespace,
+    document: dict[str, Any],
+    measured: Measured,
+    system: System,
+    workload: Workload,
+) -> None:
+    """Pictures and the page; adds the sweep they need to the document."""
+    factors = SWEEP if args.sweep is None else args.sweep
+    bases = latency_bases(workload.llms, workload.nodes, workload.tables)
+    scenario = system.scenario
+    document["sweep"] = load_sweep(scenario, bases, factors, at_once=args.jobs)
+    view = unit_view(scenario.placement, measured.records[0], args.unit)
+    if args.plot:
+        from mux_cli.simulate_plot import plot_run
+
+        plot_run(document, view, args.plot)
 
 
 def measure(
