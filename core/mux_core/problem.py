@@ -14,6 +14,7 @@ from mux_core.carriers import out_of_reach
 from mux_core.llm import Demand, Dtype, Llm, ModelGeometry
 from mux_core.placement import GpuNode, KvQuota, Member, Placement, Share, Unit
 from mux_core.planning import PlacementProblem, PlanningPolicy
+from mux_core.rates import TAU_S, differs
 from mux_core.reasons import ConditionType, Reason
 from mux_core.snapshot import LlmObject, Observation, Snapshot, UnitRecord
 from mux_core.specs import PoolSpec
@@ -23,8 +24,8 @@ from mux_core.unitspec import Device, MemberSpec
 
 INSPECT_AGAIN_S: Final = 60.0
 """An inspect run that itself failed (evicted, out of memory) is repeated so much later."""
-RATE_BAND: Final = 0.25
-"""A measured rate this close to the planned one plans nothing new."""
+UNPLANNED: Final = 0.01
+"""A planned rate below this is none: its model was placed before anything was known of it."""
 
 
 def running_members(seen: Observation) -> dict[ModelName, list[tuple[UnitRecord, MemberSpec]]]:
@@ -200,12 +201,17 @@ def resized(geometry: ModelGeometry, dtype: str, max_model_len: int | None) -> M
     return replace(changed, max_model_len=min(max_model_len, geometry.max_model_len))
 
 
-def planned_rate(measured: float, declared: float, before: float) -> float:
-    """The rate to plan with: the declared one is the floor, small changes change nothing."""
-    wanted = max(measured, declared)
-    if before > 0 and abs(wanted - before) <= RATE_BAND * before:
-        return before
-    return _two_digits(wanted)
+def planned_rate(measured: MeasuredDemand | None, declared: float, before: float) -> float:
+    """The rate to plan with: never below the declared one, and what was planned before unless it
+    really changed. The first rate of a model counts as soon as it is worth a time constant.
+    """
+    if measured is None:
+        return max(declared, before)
+    rate = max(measured.rate, declared)
+    first = before < UNPLANNED and measured.window_s >= TAU_S
+    if first or differs(rate, before, window_s=measured.window_s):
+        return max(declared, _two_digits(rate))
+    return max(declared, before)
 
 
 def known_demand(item: LlmObject, snapshot: Snapshot) -> MeasuredDemand | None:
@@ -244,8 +250,9 @@ def _demand(item: LlmObject, snapshot: Snapshot) -> Demand:
     measured = known_demand(item, snapshot)
     members = running_members(snapshot.seen).get(item.name, ())
     before = sum(member.rate for _, member in members)
-    rate = planned_rate(measured.rate if measured else 0.0, declared.rate, before)
-    return replace(declared, rate=rate)
+    if not members and item.status.demand is not None:
+        before = _two_digits(item.status.demand.rate)
+    return replace(declared, rate=planned_rate(measured, declared.rate, before))
 
 
 def _policy(spec: PoolSpec) -> PlanningPolicy:

@@ -10,6 +10,13 @@ process from the next. A rate is an exponentially weighted mean of arrivals with
 A source is evaluated at its own last sample, so a late scrape does not look like less demand. A
 restarted process counts from zero and its first count is all new; a source never seen before only
 sets its base line. A source that is gone fades with the same time constant.
+
+For Poisson arrivals at rate r such a mean of age a deviates by sqrt(r / window) with
+
+    window = 2 tau * (1 - exp(-a / tau)) / (1 + exp(-a / tau))
+
+seconds: a for a young one, two time constants in the end. `differs` asks for more than that before
+it calls two rates different, so that noise alone plans nothing.
 """
 
 import math
@@ -21,7 +28,14 @@ from mux_core.status import MeasuredDemand
 from mux_core.units import ModelName
 
 TAU_S: Final = 30.0
+WINDOW_S: Final = 2 * TAU_S
+"""Seconds of arrivals that a settled mean is worth."""
 STALE_S: Final = 300.0
+RISE: Final = 0.25
+FALL: Final = 0.4
+"""A rate this part above, or below, the planned one plans nothing: less is kept than was taken."""
+SURE: Final = 4.0
+"""Standard deviations of chance that a change must exceed."""
 _SHORTEST_S: Final = 0.2
 """Samples closer than this to the last one wait for the next: their quotient is mostly noise."""
 _FORGOTTEN: Final = 20 * TAU_S
@@ -97,12 +111,27 @@ def rates(
             _contribution(stream, since=state.since[model], now=now, live=source in live)
             for source, stream in streams
         )
-        result[model] = MeasuredDemand(rate=rate, source="RuntimeCounters", as_of=as_of)
+        age = as_of - state.since[model]
+        result[model] = MeasuredDemand(rate=rate, source="RuntimeCounters", as_of=as_of,
+                                       window_s=_window(age))  # fmt: skip
     return result
+
+
+def differs(measured: float, before: float, *, window_s: float = WINDOW_S) -> bool:
+    """Is a measured rate another than `before`, by more than hysteresis and chance explain?"""
+    change = measured - before
+    hysteresis = before * (RISE if change > 0 else FALL)
+    chance = SURE * math.sqrt((measured + before) / window_s)
+    return abs(change) > max(hysteresis, chance)
 
 
 def is_stale(demand: MeasuredDemand, *, now: float) -> bool:
     return now - demand.as_of > STALE_S
+
+
+def _window(age: float) -> float:
+    kept = math.exp(-age / TAU_S)
+    return 2 * TAU_S * (1 - kept) / (1 + kept)
 
 
 def _advanced(before: _Stream | None, sample: Sample, count: int) -> _Stream:

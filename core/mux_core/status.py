@@ -69,11 +69,15 @@ class PlacementStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredDemand:
-    """Arrivals per second as planned with; `as_of` in seconds of the Unix epoch."""
+    """Measured arrivals per second; `as_of` in seconds of the Unix epoch.
+
+    `window_s`: seconds of arrivals it is worth, which says how far chance may have moved it.
+    """
 
     rate: float
     source: str
     as_of: float
+    window_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

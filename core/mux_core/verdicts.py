@@ -11,8 +11,8 @@ from typing import Final
 from mux_core.carriers import live_carrier, out_of_reach, unmounted_claim
 from mux_core.planning import PlanReason
 from mux_core.pool_verdicts import Outcome, no, pool_status, waiting, yes
-from mux_core.problem import known_demand, name_losers, resolution, served_names, usable
-from mux_core.rates import is_stale
+from mux_core.problem import UNPLANNED, known_demand, name_losers, resolution, served_names, usable
+from mux_core.rates import TAU_S, WINDOW_S, differs, is_stale
 from mux_core.reasons import (
     REASONS,
     ConditionType,
@@ -27,7 +27,6 @@ from mux_core.snapshot import CarrierState, LlmObject, MemberReport, Snapshot, U
 from mux_core.status import (
     Condition,
     LlmStatus,
-    MeasuredDemand,
     PlacementStatus,
     StatusReport,
     Truth,
@@ -120,14 +119,19 @@ def _llm_status(view: _View) -> LlmStatus:
 
 
 def _seldom(status: LlmStatus, before: LlmStatus) -> LlmStatus:
-    """Keeps the last written rate while it is young: the rate alone changes all the time."""
+    """Keeps the written rate while it is young or the new one worth little, unless it moved.
+
+    The rate changes all the time, and every write wakes everyone who watches.
+    """
     old, new = before.demand, status.demand
     if new is None:
         return status
-    new = MeasuredDemand(rate=round(new.rate, 2), source=new.source, as_of=float(int(new.as_of)))
-    if old is not None and old.source == new.source and new.as_of - old.as_of < RATE_EVERY_S:
-        new = old
-    return replace(status, demand=new)
+    shown = replace(new, rate=round(new.rate, 2), as_of=float(int(new.as_of)), window_s=WINDOW_S)
+    if old is not None and old.source == new.source:
+        young = new.as_of - old.as_of < RATE_EVERY_S or new.window_s < TAU_S
+        if young and not differs(new.rate, old.rate, window_s=new.window_s):
+            shown = old
+    return replace(status, demand=shown)
 
 
 def _resolved(view: _View) -> Condition:
@@ -216,7 +220,7 @@ def _short_of_request(view: _View) -> str:
 def _short_of_demand(view: _View) -> str:
     """Said of a placed model that is predicted to get less than what arrives."""
     found = view.outcome.plan.prediction.models.get(view.item.name)
-    if found is None or found.ratio >= 1 - TOLD_SHORT:
+    if found is None or found.offered < UNPLANNED or found.ratio >= 1 - TOLD_SHORT:
         return ""
     return (f"{found.offered:.3g} requests/s arrive, {found.replicas} replicas are predicted to "
             f"serve {found.served:.3g}; raise maxReplicas or add slots")  # fmt: skip

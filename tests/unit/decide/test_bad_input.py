@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mux_core.actions import InspectModel, StartUnit, StopUnit
+from mux_core.problem import planned_rate
 from mux_core.snapshot import Inspection
 from mux_core.specs import ModelSource, PoolKey, Scheme
 from mux_core.status import MeasuredDemand
@@ -182,7 +183,13 @@ def test_after_a_restart_the_last_measured_rate_is_planned_with() -> None:
         pytest.param(0.0, 2.0, 0.0, 2.0, id="the declared rate is where planning starts"),
         pytest.param(1.0, 2.0, 2.0, 2.0, id="and a floor afterwards"),
         pytest.param(5.0, 2.0, 2.0, 5.0, id="more is measured"),
-        pytest.param(2.4, 0.0, 2.0, 2.0, id="a small change changes nothing"),
+        pytest.param(24.0, 0.0, 20.0, 20.0, id="a small change changes nothing"),
+        pytest.param(2.7, 0.0, 2.0, 2.0, id="nor does what may be chance at a low rate"),
+        pytest.param(26.0, 0.0, 20.0, 26.0, id="a larger one counts"),
+        pytest.param(14.0, 0.0, 20.0, 20.0, id="less is kept longer than more is taken"),
+        pytest.param(9.0, 0.0, 20.0, 9.0, id="until it is half"),
+        pytest.param(0.0, 4.0, 20.0, 4.0, id="down to the declared rate"),
+        pytest.param(20.0, 24.0, 20.0, 24.0, id="a floor that is raised counts at once"),
         pytest.param(1.234, 0.0, 0.0, 1.2, id="two digits are enough"),
         pytest.param(0.001, 0.0, 0.0, 0.0, id="next to nothing is nothing"),
     ],
@@ -190,9 +197,17 @@ def test_after_a_restart_the_last_measured_rate_is_planned_with() -> None:
 def test_the_rate_to_plan_with(
     measured: float, declared: float, before: float, planned: float
 ) -> None:
-    from mux_core.problem import planned_rate
+    known = MeasuredDemand(rate=measured, source="RuntimeCounters", as_of=0.0)
+    assert planned_rate(known, declared, before) == pytest.approx(planned)
 
-    assert planned_rate(measured, declared, before) == pytest.approx(planned)
+
+def test_a_rate_seen_for_a_moment_does_not_undo_a_plan() -> None:
+    """An operator that has just started has seen nothing yet."""
+    known = MeasuredDemand(rate=0.0, source="RuntimeCounters", as_of=0.0, window_s=1.0)
+    assert planned_rate(known, 0.0, 12.0) == 12.0
+    assert planned_rate(None, 0.0, 12.0) == 12.0
+    busy = MeasuredDemand(rate=3.0, source="RuntimeCounters", as_of=0.0, window_s=1.0)
+    assert planned_rate(busy, 0.0, 0.0) == 0.0, "three requests in a second are no rate yet"
 
 
 def test_a_name_in_another_pool_of_the_namespace_conflicts_too() -> None:

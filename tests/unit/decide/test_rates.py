@@ -1,9 +1,13 @@
 """Measured demand: what counters of several processes add up to."""
 
+from random import Random
+from statistics import pvariance
+
 import pytest
 
-from mux_core.rates import RateState, Sample, is_stale, observed, rates, without
+from mux_core.rates import WINDOW_S, RateState, Sample, differs, is_stale, observed, rates, without
 from mux_core.units import ModelName
+from world_builders import poisson
 
 A = ModelName("a")
 LIVE = frozenset({"unit/u", "gateway/g"})
@@ -79,3 +83,42 @@ def test_a_change_is_followed_within_two_time_constants() -> None:
     last = 2 * 119
     state = observed(state, [sample("unit/u", 119.0 + t, last + 20 * t) for t in range(1, 91)])
     assert rate(state, 209.0) == pytest.approx(20.0, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("before", "measured", "window_s", "different"),
+    [
+        pytest.param(20.0, 24.0, 60.0, False, id="a fifth more"),
+        pytest.param(20.0, 26.0, 60.0, True, id="a third more"),
+        pytest.param(20.0, 13.0, 60.0, False, id="a third less"),
+        pytest.param(20.0, 11.0, 60.0, True, id="half"),
+        pytest.param(0.2, 0.5, 60.0, False, id="at low rates chance alone makes twice as much"),
+        pytest.param(0.2, 2.0, 60.0, True, id="not ten times as much"),
+        pytest.param(20.0, 40.0, 1.0, False, id="one second says little"),
+        pytest.param(0.0, 0.0, 60.0, False, id="nothing is nothing"),
+    ],
+)
+def test_two_rates_differ_beyond_hysteresis_and_chance(
+    before: float, measured: float, window_s: float, different: bool
+) -> None:
+    assert differs(measured, before, window_s=window_s) is different
+
+
+def test_a_mean_is_worth_its_age_and_in_the_end_two_time_constants() -> None:
+    windows = []
+    for seconds in (2, 30, 600):
+        state = observed(RateState(), steady(5.0, seconds=seconds))
+        windows.append(rates(state, now=seconds - 1.0, live=LIVE)[A].window_s)
+    assert windows == pytest.approx([1.0, 27.0, WINDOW_S], rel=0.03)
+
+
+@pytest.mark.parametrize("offered", [0.3, 3.0, 30.0])
+def test_the_window_is_how_far_chance_moves_a_mean(offered: float) -> None:
+    """Its square deviation is rate / window, seen over many hours of Poisson arrivals."""
+    draw, state, count, seen = Random(7), RateState(), 0, []
+    for second in range(40_000):
+        count += poisson(draw, offered)
+        state = observed(state, [sample("unit/u", float(second), count)])
+        if second > 1000:
+            seen.append(rate(state, float(second)))
+    assert pvariance(seen) == pytest.approx(offered / WINDOW_S, rel=0.15)
