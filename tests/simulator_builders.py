@@ -35,8 +35,10 @@ def llm(name: str, profile: str = "llama-7b", rate: float = 1.0, **changes: Any)
     )
 
 
-def member(name: str, *, decode: int = 50, prefill: int = 100, kv_gib: float = 4.0,
-           limit_gib: float | None = None, rate: float = 1.0, tensor: int = 1) -> Member:  # fmt: skip
+def member(
+    name: str, *, decode: int = 50, prefill: int = 100, kv_gib: float = 4.0,
+    limit_gib: float | None = None, rate: float = 1.0, tensor: int = 1,
+) -> Member:  # fmt: skip
     kv = Bytes(int(kv_gib * GIB))
     limit = kv if limit_gib is None else Bytes(int(limit_gib * GIB))
     return Member(

@@ -37,10 +37,10 @@ class LlmLog:
     arrived: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     finished: list[float] = field(default_factory=list)
+    turned_away: dict[int, float] = field(default_factory=dict)
     prompt: list[int] = field(default_factory=list)
     output: list[int] = field(default_factory=list)
     served: int = 0
-    rejected: int = 0
     _inside: int = 0
     _area: float = 0.0
     _since: float = 0.0
@@ -60,8 +60,8 @@ class LlmLog:
         self.served += 1
         self._count(-1, now)
 
-    def reject(self, now: float) -> None:
-        self.rejected += 1
+    def reject(self, index: int, now: float) -> None:
+        self.turned_away[index] = now
         self._count(-1, now)
 
     @property
@@ -82,6 +82,7 @@ class LlmLog:
             arrived=np.array(self.arrived, dtype=float), first=np.array(self.first, dtype=float),
             finished=np.array(self.finished, dtype=float),
             prompt=np.array(self.prompt, dtype=float), output=np.array(self.output, dtype=float),
+            rejected=len(self.turned_away),
         )  # fmt: skip
 
     def little(self, until: float, window: float) -> "Little":
@@ -89,6 +90,8 @@ class LlmLog:
         self._count(0, until)
         table = self.table()
         left = np.where(np.isnan(table.finished), until, table.finished)
+        for index, at in self.turned_away.items():
+            left[index] = at
         begin = until - window
         stays = np.clip(left, begin, until) - np.clip(table.arrived, begin, until)
         rate = float(np.count_nonzero(table.arrived >= begin)) / window

@@ -21,6 +21,7 @@ class RequestLog:
     """All requests of one LLM in order of arrival; every column has one entry per request.
 
     `first`: first token out. `finished`: last token out. `prompt`, `output`: tokens asked for.
+    `rejected`: requests turned away: too long for the KV of their replica, or its queue was full.
     """
 
     arrived: Column
@@ -28,6 +29,7 @@ class RequestLog:
     finished: Column
     prompt: Column
     output: Column
+    rejected: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

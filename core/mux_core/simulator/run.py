@@ -49,7 +49,7 @@ from mux_core.simulator.times import step_times
 from mux_core.simulator.unit import Calendar, Flight, SimUnit
 from mux_core.units import ModelName, UnitId
 
-_TELL_EVERY = 4096
+_TELL_EVERY = 2048
 """Events between two looks at `on_progress` and `stop`."""
 
 
@@ -179,12 +179,12 @@ class Run:
         settings = self.settings
         self._at(settings.warmup, self._begin_window)
         self._pull()
-        interrupted = False
+        interrupted, tell_at = False, _TELL_EVERY
         try:
-            while self._step():
-                if self.events % _TELL_EVERY == 0 and self._tell():
-                    interrupted = True
-                    break
+            while not interrupted and self._step():
+                if self.events >= tell_at:
+                    tell_at = self.events + _TELL_EVERY
+                    interrupted = self._tell()
         except KeyboardInterrupt:
             interrupted = True
         until = self.now if interrupted else settings.until
@@ -254,7 +254,7 @@ class Run:
         unit = self.units[target]
         if not unit.accepts(model, visit, max_queue=self.settings.max_queue):
             self.router.done(target, model)
-            self.logs[model].reject(self.now)
+            self.logs[model].reject(visit.index, self.now)
             return
         unit.submit(model, visit)
         self._touched[target] = unit
@@ -328,7 +328,7 @@ class Run:
         audit_flow(
             arrived=sum(len(log.arrived) for log in self.logs.values()),
             served=sum(log.served for log in self.logs.values()),
-            rejected=sum(log.rejected for log in self.logs.values()),
+            rejected=sum(len(log.turned_away) for log in self.logs.values()),
             inside=sum(len(member.queue) + member.running for member in members),
         )
         return {f"{what} {name}": value for name, law in laws.items()
