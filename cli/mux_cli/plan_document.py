@@ -45,7 +45,7 @@ def plan_document(
             for llm in problem.llms
             if llm.name in prediction.models
         },
-        "units": [_unit(unit) for unit in _in_cluster_order(plan.proposed)],
+        "units": units_document(plan.proposed),
         "unplaced": [
             {"model": found.model, "reason": str(found.reason), "message": found.message}
             for found in plan.unplaced
@@ -110,8 +110,10 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None or seconds == float("inf") else seconds * 1000
 
 
-def _in_cluster_order(placement: Placement) -> list[Unit]:
-    return sorted(placement.units, key=lambda unit: (unit.group.node, unit.group.gpus))
+def units_document(placement: Placement) -> list[dict[str, Any]]:
+    """The units in the order of the cluster's GPUs."""
+    ordered = sorted(placement.units, key=lambda unit: (unit.group.node, unit.group.gpus))
+    return [_unit(unit) for unit in ordered]
 
 
 def _unit(unit: Unit) -> dict[str, Any]:

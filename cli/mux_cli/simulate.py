@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mux_cli.output import output_argument, print_result
+from mux_cli.report import write_report
 from mux_cli.simulate_arguments import (
     Window,
     read_traffic,
@@ -102,6 +103,8 @@ def _draw(
         from mux_cli.simulate_plot import plot_run
 
         plot_run(document, view, args.plot)
+    if args.report:
+        write_report(args, workload, scenario, document, view)
 
 
 def measure(

@@ -42,8 +42,9 @@ def warnings(document: Mapping[str, Any]) -> list[str]:
         found.append("interrupted: the figures are of what had been simulated by then")
     if document["growing"]:
         found.append(
-            f"no steady state: the queues of {', '.join(document['growing'])} grew through the "
-            "window; their latencies are those of this window and rise with its length"
+            f"no steady state: the queues of {', '.join(document['growing'])} still grew at the "
+            "window's end, so their latencies are of this window only; the rates are too high or "
+            "--warmup is too short"
         )
     return found
 

@@ -209,16 +209,19 @@ def latency(runs: Sequence[RunTally], model: ModelName, kind: str) -> Spread | N
 
 
 def grows(runs: Sequence[RunTally], model: ModelName) -> bool:
-    """Whether an LLM's queue grew through the window: its latencies have no mean to find.
+    """Whether an LLM's queue still grew in the window's last third: its latencies have no mean.
 
-    The last third holds more requests than the first by over 1 % of the arrivals between them,
-    and by over four standard deviations of a Poisson number.
+    That third holds more requests than the one before by over 1 % of the arrivals between them,
+    and by over four standard deviations of a Poisson number; so the first third may still fill
+    decode batches that a short warm-up left empty.
     """
     third = MOMENTS // 3
-    early = float(np.mean([run.models[model].backlog[:third].mean() for run in runs]))
-    late = float(np.mean([run.models[model].backlog[-third:].mean() for run in runs]))
-    between = offered(runs, model) * measured_seconds(runs) / len(runs) * 2 / 3
-    return late - early > max(GROWTH * between, CHANCE * sqrt(1 + early))
+    filled = np.mean([run.models[model].backlog for run in runs], axis=0)
+    early, middle, late = (float(filled[at : at + third].mean()) for at in (0, third, 2 * third))
+    between = offered(runs, model) * measured_seconds(runs) / len(runs) / 3
+    return late > middle > early and late - middle > max(
+        GROWTH * between, CHANCE * sqrt(1 + middle)
+    )
 
 
 @dataclass(frozen=True, slots=True)

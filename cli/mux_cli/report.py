@@ -1,0 +1,100 @@
+"""`muxserve simulate --report`: gathers what the page tells and writes it."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from mux_cli.plan import plan_for
+from mux_cli.plan_document import units_document
+from mux_cli.report_page import Report, report_page
+from mux_cli.simulate_runs import Scenario
+from mux_cli.simulate_views import UnitView
+from mux_cli.workload import write_whole
+from mux_cli.workload_file import Workload
+from mux_core.errors import SpecError
+
+WHOLE_GPUS = "spatial-replicas"
+"""The strategy that shares nothing: whole GPUs per replica, as few as meet the demand."""
+
+
+def write_report(
+    args: argparse.Namespace,
+    workload: Workload,
+    scenario: Scenario,
+    document: Mapping[str, Any],
+    view: UnitView | None,
+) -> None:
+    """Writes the page to `args.report`. Raises SpecError where it cannot be written."""
+    page = report_page(
+        Report(
+            document=document,
+            units=units_document(scenario.placement),
+            view=view,
+            whole_gpus=_whole_gpus(args, workload, document),
+            assumptions=_assumptions(workload, scenario, document),
+            command=shlex.join(["muxserve", *sys.argv[1:]]),
+            version=metadata.version("muxserve-operator"),
+        )
+    )
+    write_whole(args.report, page)
+
+
+def _whole_gpus(
+    args: argparse.Namespace, workload: Workload, document: Mapping[str, Any]
+) -> int | None:
+    """GPUs that the same demand takes unshared; None where that cannot be or is this plan."""
+    if document["strategy"] == WHOLE_GPUS:
+        return None
+    alone = argparse.Namespace(**{**vars(args), "estimator": None, "switch": [], "gpus": None})
+    try:
+        found = plan_for(alone, workload, strategy=WHOLE_GPUS).plan.prediction
+    except SpecError:
+        return None
+    return found.gpus_used if found.worst_ratio >= 1.0 else None
+
+
+def _assumptions(
+    workload: Workload, scenario: Scenario, document: Mapping[str, Any]
+) -> Sequence[str]:
+    window = scenario.window
+    found = [
+        f"Figures are of {window.seconds:g} s after a warm-up of {window.warmup:g} s; the load "
+        f"went on for {window.tail:g} s more so that the last requests could end. "
+        f"{document['seeds']} independent run{'s' if document['seeds'] > 1 else ''}.",
+        *_requests(scenario),
+        *_times(workload),
+        "How much steps slow each other down on one GPU is assumed, not measured.",
+        f"Plans by strategy {document['strategy']}, requests scheduled by policy "
+        f"{document['policy']}: the functions that the product runs, where it is ours.",
+        "Not modelled: HTTP, tokenizers, failures, cancelled requests, prefix caches, and the "
+        "time between a step's end and the next one's start.",
+    ]
+    return [*found, *document["notes"]]
+
+
+def _requests(scenario: Scenario) -> Sequence[str]:
+    if not scenario.traffic.seeded:
+        return [f"Requests come from a trace of {len(scenario.traffic.trace)} requests."]
+    bursty = [s.model for s in scenario.traffic.streams if s.burstiness != 1]
+    arrivals = f"except {', '.join(bursty)}, as bursty as the workload says" if bursty else ""
+    return [
+        " ".join(filter(None, ("Requests of each model arrive at random (Poisson)", arrivals)))
+        + ("; rates change during the run" if scenario.traffic.moves else "")
+        + ". Token lengths vary around the means that the workload states."
+    ]
+
+
+def _times(workload: Workload) -> Sequence[str]:
+    shipped = sorted({llm.profile for llm in workload.llms if llm.profile and not llm.geometry})
+    measured = sorted({llm.profile for llm in workload.llms if llm.profile and llm.geometry})
+    computed = [llm.name for llm in workload.llms if llm.profile is None]
+    sources = (
+        (shipped, "Step times of {} are MuxServe's measurements on A100-80GB."),
+        (measured, "Step times of {} are from these profile files."),
+        (computed, "Step times of {} are computed from the model's shape and the GPU's data "
+                   "sheet; measure them with muxserve profile."),
+    )  # fmt: skip
+    return [text.format(", ".join(names)) for names, text in sources if names]
