@@ -14,7 +14,7 @@ from mux_core.carriers import out_of_reach
 from mux_core.llm import Demand, Dtype, Llm, ModelGeometry
 from mux_core.placement import GpuNode, KvQuota, Member, Placement, Share, Unit
 from mux_core.planning import PlacementProblem, PlanningPolicy
-from mux_core.rates import TAU_S, differs
+from mux_core.rates import TAU_S, fell, rose, window
 from mux_core.reasons import ConditionType, Reason
 from mux_core.snapshot import LlmObject, Observation, Snapshot, UnitRecord
 from mux_core.specs import PoolSpec
@@ -207,10 +207,9 @@ def planned_rate(measured: MeasuredDemand | None, declared: float, before: float
     """
     if measured is None:
         return max(declared, before)
-    rate = max(measured.rate, declared)
-    first = before < UNPLANNED and measured.window_s >= TAU_S
-    if first or differs(rate, before, window_s=measured.window_s):
-        return max(declared, _two_digits(rate))
+    first = before < UNPLANNED and window(measured.age_s, TAU_S) >= TAU_S
+    if first or rose(measured, before) or fell(measured, before):
+        return max(declared, _two_digits(measured.rate))
     return max(declared, before)
 
 
@@ -247,7 +246,7 @@ def _tensor(allowed: tuple[int, ...], device: Device) -> tuple[int, ...]:
 def _demand(item: LlmObject, snapshot: Snapshot) -> Demand:
     assert item.spec is not None
     declared = item.spec.declared or Demand(rate=0.0)
-    measured = known_demand(item, snapshot)
+    measured = snapshot.demand.get(item.name)
     members = running_members(snapshot.seen).get(item.name, ())
     before = sum(member.rate for _, member in members)
     if not members and item.status.demand is not None:

@@ -11,12 +11,15 @@ A source is evaluated at its own last sample, so a late scrape does not look lik
 restarted process counts from zero and its first count is all new; a source never seen before only
 sets its base line. A source that is gone fades with the same time constant.
 
+Two time constants: the rate that is shown and that a rise is seen by has `TAU_S`, the one that a
+fall must be seen by `LASTING_S`, so that load which comes back soon finds everything as it was.
+
 For Poisson arrivals at rate r such a mean of age a deviates by sqrt(r / window) with
 
     window = 2 tau * (1 - exp(-a / tau)) / (1 + exp(-a / tau))
 
-seconds: a for a young one, two time constants in the end. `differs` asks for more than that before
-it calls two rates different, so that noise alone plans nothing.
+seconds: a for a young one, two time constants in the end. `rose` and `fell` ask for more than that,
+so that noise alone plans nothing.
 """
 
 import math
@@ -28,12 +31,11 @@ from mux_core.status import MeasuredDemand
 from mux_core.units import ModelName
 
 TAU_S: Final = 30.0
-WINDOW_S: Final = 2 * TAU_S
-"""Seconds of arrivals that a settled mean is worth."""
+LASTING_S: Final = 300.0
 STALE_S: Final = 300.0
 RISE: Final = 0.25
 FALL: Final = 0.4
-"""A rate this part above, or below, the planned one plans nothing: less is kept than was taken."""
+"""A rate this part above, or below, the planned one plans nothing."""
 SURE: Final = 4.0
 """Standard deviations of chance that a change must exceed."""
 _SHORTEST_S: Final = 0.2
@@ -53,12 +55,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stream:
-    """One model at one source."""
+    """One model at one source; arrivals weighed by how long ago, by either time constant."""
 
     start_id: str
     count: int
     at: float
     weight: float = 0.0
+    lasting: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,31 +110,40 @@ def rates(
         as_of = max(stream.at for _, stream in streams)
         if as_of <= state.since[model]:
             continue
-        rate = sum(
-            _contribution(stream, since=state.since[model], now=now, live=source in live)
-            for source, stream in streams
-        )
-        age = as_of - state.since[model]
-        result[model] = MeasuredDemand(rate=rate, source="RuntimeCounters", as_of=as_of,
-                                       window_s=_window(age))  # fmt: skip
+        result[model] = MeasuredDemand(
+            rate=_rate(streams, TAU_S, since=state.since[model], now=now, live=live),
+            lasting=_rate(streams, LASTING_S, since=state.since[model], now=now, live=live),
+            source="RuntimeCounters", as_of=as_of, age_s=as_of - state.since[model],
+        )  # fmt: skip
     return result
 
 
-def differs(measured: float, before: float, *, window_s: float = WINDOW_S) -> bool:
-    """Is a measured rate another than `before`, by more than hysteresis and chance explain?"""
-    change = measured - before
-    hysteresis = before * (RISE if change > 0 else FALL)
-    chance = SURE * math.sqrt((measured + before) / window_s)
-    return abs(change) > max(hysteresis, chance)
+def rose(demand: MeasuredDemand, before: float) -> bool:
+    """Arrives more than `before`, by more than hysteresis and chance explain?"""
+    chance = _chance(demand.rate + before, window(demand.age_s, TAU_S))
+    return demand.rate - before > max(RISE * before, chance)
+
+
+def fell(demand: MeasuredDemand, before: float) -> bool:
+    """Has less than `before` arrived for some minutes? Who has not looked so long cannot say."""
+    if demand.age_s < LASTING_S:
+        return False
+    chance = _chance(demand.lasting + before, window(demand.age_s, LASTING_S))
+    return before - max(demand.rate, demand.lasting) > max(FALL * before, chance)
+
+
+def window(age_s: float, tau: float) -> float:
+    """Seconds of arrivals that a mean of so much age is worth."""
+    kept = math.exp(-age_s / tau)
+    return 2 * tau * (1 - kept) / (1 + kept)
+
+
+def _chance(rates: float, window_s: float) -> float:
+    return SURE * math.sqrt(rates / window_s) if window_s > 0 else math.inf
 
 
 def is_stale(demand: MeasuredDemand, *, now: float) -> bool:
     return now - demand.as_of > STALE_S
-
-
-def _window(age: float) -> float:
-    kept = math.exp(-age / TAU_S)
-    return 2 * TAU_S * (1 - kept) / (1 + kept)
 
 
 def _advanced(before: _Stream | None, sample: Sample, count: int) -> _Stream:
@@ -140,15 +152,30 @@ def _advanced(before: _Stream | None, sample: Sample, count: int) -> _Stream:
     restarted = before.start_id != sample.start_id or count < before.count
     arrived = count if restarted else count - before.count
     elapsed = sample.at - before.at
-    kept = math.exp(-elapsed / TAU_S)
-    weight = before.weight * kept + arrived * (TAU_S / elapsed) * (1 - kept)
-    return _Stream(start_id=sample.start_id, count=count, at=sample.at, weight=weight)
+    return _Stream(
+        start_id=sample.start_id, count=count, at=sample.at,
+        weight=_weighed(before.weight, arrived, elapsed, TAU_S),
+        lasting=_weighed(before.lasting, arrived, elapsed, LASTING_S),
+    )  # fmt: skip
 
 
-def _contribution(stream: _Stream, *, since: float, now: float, live: bool) -> float:
+def _weighed(before: float, arrived: int, elapsed: float, tau: float) -> float:
+    kept = math.exp(-elapsed / tau)
+    return before * kept + arrived * (tau / elapsed) * (1 - kept)
+
+
+def _rate(
+    streams: Iterable[tuple[str, _Stream]], tau: float, *, since: float, now: float,
+    live: frozenset[str],
+) -> float:  # fmt: skip
+    return sum(_contribution(stream, tau, since=since, now=now, live=source in live)
+               for source, stream in streams)  # fmt: skip
+
+
+def _contribution(stream: _Stream, tau: float, *, since: float, now: float, live: bool) -> float:
     at = stream.at if live else max(now, stream.at)
     age = at - since
     if age <= 0:
         return 0.0
-    faded = stream.weight * math.exp(-(at - stream.at) / TAU_S)
-    return faded / (TAU_S * (1 - math.exp(-age / TAU_S)))
+    weight = stream.weight if tau == TAU_S else stream.lasting
+    return weight * math.exp(-(at - stream.at) / tau) / (tau * (1 - math.exp(-age / tau)))

@@ -71,13 +71,15 @@ class PlacementStatus:
 class MeasuredDemand:
     """Measured arrivals per second; `as_of` in seconds of the Unix epoch.
 
-    `window_s`: seconds of arrivals it is worth, which says how far chance may have moved it.
+    `lasting` is the same over some minutes. `age_s`: for how long it has been measured, which says
+    how far chance may have moved it; one read from a status has settled.
     """
 
     rate: float
     source: str
     as_of: float
-    window_s: float = 60.0
+    lasting: float = 0.0
+    age_s: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from mux_core.carriers import live_carrier, out_of_reach, unmounted_claim
 from mux_core.planning import PlanReason
 from mux_core.pool_verdicts import Outcome, no, pool_status, waiting, yes
 from mux_core.problem import UNPLANNED, known_demand, name_losers, resolution, served_names, usable
-from mux_core.rates import TAU_S, WINDOW_S, differs, is_stale
+from mux_core.rates import TAU_S, fell, is_stale, rose, window
 from mux_core.reasons import (
     REASONS,
     ConditionType,
@@ -27,6 +27,7 @@ from mux_core.snapshot import CarrierState, LlmObject, MemberReport, Snapshot, U
 from mux_core.status import (
     Condition,
     LlmStatus,
+    MeasuredDemand,
     PlacementStatus,
     StatusReport,
     Truth,
@@ -126,10 +127,11 @@ def _seldom(status: LlmStatus, before: LlmStatus) -> LlmStatus:
     old, new = before.demand, status.demand
     if new is None:
         return status
-    shown = replace(new, rate=round(new.rate, 2), as_of=float(int(new.as_of)), window_s=WINDOW_S)
+    shown = MeasuredDemand(rate=round(new.rate, 2), source=new.source, as_of=float(int(new.as_of)),
+                           lasting=round(new.rate, 2))  # fmt: skip
     if old is not None and old.source == new.source:
-        young = new.as_of - old.as_of < RATE_EVERY_S or new.window_s < TAU_S
-        if young and not differs(new.rate, old.rate, window_s=new.window_s):
+        young = new.as_of - old.as_of < RATE_EVERY_S or window(new.age_s, TAU_S) < TAU_S
+        if young and not rose(new, old.rate) and not fell(new, old.rate):
             shown = old
     return replace(status, demand=shown)
 

@@ -203,10 +203,10 @@ def test_the_rate_to_plan_with(
 
 def test_a_rate_seen_for_a_moment_does_not_undo_a_plan() -> None:
     """An operator that has just started has seen nothing yet."""
-    known = MeasuredDemand(rate=0.0, source="RuntimeCounters", as_of=0.0, window_s=1.0)
+    known = MeasuredDemand(rate=0.0, source="RuntimeCounters", as_of=0.0, age_s=1.0)
     assert planned_rate(known, 0.0, 12.0) == 12.0
     assert planned_rate(None, 0.0, 12.0) == 12.0
-    busy = MeasuredDemand(rate=3.0, source="RuntimeCounters", as_of=0.0, window_s=1.0)
+    busy = MeasuredDemand(rate=3.0, source="RuntimeCounters", as_of=0.0, age_s=1.0)
     assert planned_rate(busy, 0.0, 0.0) == 0.0, "three requests in a second are no rate yet"
 
 

@@ -1,11 +1,24 @@
 """Measured demand: what counters of several processes add up to."""
 
+from math import exp
 from random import Random
 from statistics import pvariance
 
 import pytest
 
-from mux_core.rates import WINDOW_S, RateState, Sample, differs, is_stale, observed, rates, without
+from mux_core.rates import (
+    TAU_S,
+    RateState,
+    Sample,
+    fell,
+    is_stale,
+    observed,
+    rates,
+    rose,
+    window,
+    without,
+)
+from mux_core.status import MeasuredDemand
 from mux_core.units import ModelName
 from world_builders import poisson
 
@@ -85,31 +98,48 @@ def test_a_change_is_followed_within_two_time_constants() -> None:
     assert rate(state, 209.0) == pytest.approx(20.0, rel=0.06)
 
 
+def demand(measured: float, *, lasting: float | None = None, age_s: float = 3600) -> MeasuredDemand:
+    """As measured, for so long."""
+    return MeasuredDemand(rate=measured, lasting=measured if lasting is None else lasting,
+                          source="RuntimeCounters", as_of=0.0, age_s=age_s)  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("before", "measured", "window_s", "different"),
+    ("before", "measured", "moved"),
     [
-        pytest.param(20.0, 24.0, 60.0, False, id="a fifth more"),
-        pytest.param(20.0, 26.0, 60.0, True, id="a third more"),
-        pytest.param(20.0, 13.0, 60.0, False, id="a third less"),
-        pytest.param(20.0, 11.0, 60.0, True, id="half"),
-        pytest.param(0.2, 0.5, 60.0, False, id="at low rates chance alone makes twice as much"),
-        pytest.param(0.2, 2.0, 60.0, True, id="not ten times as much"),
-        pytest.param(20.0, 40.0, 1.0, False, id="one second says little"),
-        pytest.param(0.0, 0.0, 60.0, False, id="nothing is nothing"),
+        pytest.param(20.0, demand(24.0), "", id="a fifth more"),
+        pytest.param(20.0, demand(26.0), "rose", id="a third more"),
+        pytest.param(20.0, demand(13.0), "", id="a third less"),
+        pytest.param(20.0, demand(11.0), "fell", id="half"),
+        pytest.param(20.0, demand(1.0, lasting=19.0), "", id="hardly any, but just now"),
+        pytest.param(20.0, demand(30.0, lasting=19.0), "rose", id="a rise counts just now"),
+        pytest.param(0.2, demand(0.5), "", id="at low rates chance alone makes twice as much"),
+        pytest.param(0.2, demand(2.0), "rose", id="not ten times as much"),
+        pytest.param(20.0, demand(40.0, age_s=1), "", id="one second says little"),
+        pytest.param(20.0, demand(0.0, age_s=1), "", id="neither way"),
+        pytest.param(0.0, demand(0.0), "", id="nothing is nothing"),
+        pytest.param(5.0, demand(9.0, age_s=0), "", id="no time says nothing"),
     ],
 )
-def test_two_rates_differ_beyond_hysteresis_and_chance(
-    before: float, measured: float, window_s: float, different: bool
+def test_a_rate_moves_beyond_hysteresis_and_chance(
+    before: float, measured: MeasuredDemand, moved: str
 ) -> None:
-    assert differs(measured, before, window_s=window_s) is different
+    assert (rose(measured, before), fell(measured, before)) == (moved == "rose", moved == "fell")
 
 
 def test_a_mean_is_worth_its_age_and_in_the_end_two_time_constants() -> None:
-    windows = []
-    for seconds in (2, 30, 600):
-        state = observed(RateState(), steady(5.0, seconds=seconds))
-        windows.append(rates(state, now=seconds - 1.0, live=LIVE)[A].window_s)
-    assert windows == pytest.approx([1.0, 27.0, WINDOW_S], rel=0.03)
+    state = observed(RateState(), steady(5.0, seconds=61))
+    assert rates(state, now=60.0, live=LIVE)[A].age_s == 60.0
+    windows = [window(age, TAU_S) for age in (1.0, 30.0, 600.0)]
+    assert windows == pytest.approx([1.0, 27.7, 2 * TAU_S], rel=0.01)
+
+
+def test_a_lasting_rate_forgets_ten_times_as_slowly() -> None:
+    state = observed(RateState(), steady(10.0, seconds=1200))
+    ended = [sample("unit/u", 1199.0 + second, 11_990) for second in range(1, 61)]
+    found = rates(observed(state, ended), now=1259.0, live=LIVE)[A]
+    assert found.rate == pytest.approx(10.0 * exp(-2), rel=0.05)
+    assert found.lasting == pytest.approx(10.0 * exp(-0.2), rel=0.05)
 
 
 @pytest.mark.parametrize("offered", [0.3, 3.0, 30.0])
@@ -121,4 +151,4 @@ def test_the_window_is_how_far_chance_moves_a_mean(offered: float) -> None:
         state = observed(state, [sample("unit/u", float(second), count)])
         if second > 1000:
             seen.append(rate(state, float(second)))
-    assert pvariance(seen) == pytest.approx(offered / WINDOW_S, rel=0.15)
+    assert pvariance(seen) == pytest.approx(offered / window(3600, TAU_S), rel=0.15)
