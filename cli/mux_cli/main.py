@@ -39,11 +39,11 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = {
     "profile": Subcommand(
         module="mux_cli.profile", summary="measure what steps of your models cost on this machine"
     ),
+    "validate": Subcommand(
+        module="mux_cli.validate", summary="predicted, simulated and observed, side by side"
+    ),
     "simulate": Subcommand(
         module="mux_cli.simulate", summary="what a plan makes of a workload, on a virtual clock"
-    ),
-    "compare": Subcommand(
-        module="mux_cli.compare", summary="several plans and policies under the same requests"
     ),
     "compare": Subcommand(
         module="mux_cli.compare", summary="several plans and policies under the same requests"

@@ -21,8 +21,8 @@ def smooth(table: StepTable) -> StepTable:
 
 
 def _smooth_cell(rows: tuple[StepRow, ...]) -> list[StepRow]:
-    known = {(row.batch, row.tokens): row for row in rows}
-    batches = sorted({row.batch for row in rows})
+    known = {(row.batch, row.tokens): row for row in rows if row.decode_s is not None}
+    batches = sorted({batch for batch, _ in known})
     larger = dict(pairwise(batches))
     # From the largest batch down, so that a replaced value is itself a sound ceiling.
     for batch, tokens in sorted(known, reverse=True):
@@ -31,4 +31,4 @@ def _smooth_cell(rows: tuple[StepRow, ...]) -> list[StepRow]:
         ceiling = beyond.decode_s if beyond else None
         if row.decode_s and ceiling and row.decode_s > GROSS * ceiling:
             known[batch, tokens] = replace(row, decode_s=ceiling)
-    return [known[row.batch, row.tokens] for row in rows]
+    return [row if row.decode_s is None else known[row.batch, row.tokens] for row in rows]

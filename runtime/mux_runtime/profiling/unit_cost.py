@@ -6,7 +6,6 @@ front, scheduler and engine share the cores, as they do under load.
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -24,6 +23,7 @@ import aiohttp
 from mux_core.costmodel.profile_set import UnitCost
 from mux_core.errors import PeerError
 from mux_core.unitspec import Device, MemberSpec, UnitSpec, to_json
+from mux_runtime.profiling.client import open_session, stream
 from mux_runtime.supervisor.children import Child, Children
 
 HOST: Final = "127.0.0.1"
@@ -75,24 +75,16 @@ async def _median_streams(url: str, batch: int) -> Streams:
 
 
 async def _streams(url: str, batch: int) -> Streams:
-    async with aiohttp.ClientSession() as session:
-        found = await asyncio.gather(*(_stream(session, url) for _ in range(batch)))
-    return Streams(tpot_s=median(tpot for tpot, _ in found), ttft_s=min(ttft for _, ttft in found))
-
-
-async def _stream(session: aiohttp.ClientSession, url: str) -> tuple[float, float]:
-    """(seconds between tokens, seconds to the first) of one request."""
-    body = {"model": MODEL, "prompt": list(range(10, 10 + PROMPT)), "max_tokens": OUTPUTS,
-            "temperature": 0, "stream": True, "ignore_eos": True}  # fmt: skip
-    begun = time.perf_counter()
-    marks = []
-    async with session.post(f"{url}/v1/completions", json=body) as answer:
-        if answer.status != 200:
-            raise PeerError(f"probe unit: {answer.status}: {await answer.text()}")
-        async for line in answer.content:
-            if line.startswith(b"data: {") and json.loads(line[6:]).get("choices"):
-                marks.append(time.perf_counter())
-    return (marks[-1] - marks[0]) / (OUTPUTS - 1), marks[0] - begun
+    async with open_session() as session:
+        prompt = list(range(10, 10 + PROMPT))
+        found = await asyncio.gather(
+            *(stream(session, url, MODEL, prompt, OUTPUTS) for _ in range(batch))
+        )
+    for marks in found:
+        if not marks.whole:
+            raise PeerError(f"probe unit: {marks.error}")
+    return Streams(tpot_s=median((m.last - m.first) / (OUTPUTS - 1) for m in found),
+                   ttft_s=min(m.first - m.sent for m in found))  # fmt: skip
 
 
 @asynccontextmanager

@@ -48,4 +48,3 @@ def test_two_runs_do_not_write_one_journal(tmp_path):
 def test_a_place_that_cannot_be_written_is_said(tmp_path):
     with pytest.raises(SpecError, match="cannot be written"):
         opened(tmp_path / "no" / "p.journal")
-

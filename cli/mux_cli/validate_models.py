@@ -1,0 +1,108 @@
+"""What running units are to the estimator and the simulator: their members, as they really run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mux_cli.validate_unit import RunningUnit
+from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
+from mux_core.costmodel.measured_pairs import pair_interference
+from mux_core.costmodel.profile_set import UnitCost
+from mux_core.costmodel.sources import Costs, ProfileCatalog, Source, choose_costs
+from mux_core.errors import SpecError
+from mux_core.estimator.unit import Ask, GroupKind
+from mux_core.llm import Llm
+from mux_core.placement import GpuGroup, GpuNode, KvQuota, Member, Placement, Share, Unit
+from mux_core.planning import PlacementProblem
+from mux_core.units import Bytes, ModelName, NodeName, Percent, UnitId
+from mux_core.unitspec import Device, MemberSpec, UnitSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """The running units as one placement of the manifests' models, each with its costs.
+
+    `rates` are the manifests' or those of the command line. `request_s`: what a request waits
+    outside of steps, 0 where that was not measured.
+    """
+
+    problem: PlacementProblem
+    placement: Placement
+    costs: Costs
+    interference: Interference
+    request_s: float
+    unit_bytes: int
+    rates: Mapping[ModelName, float]
+
+    @property
+    def sources(self) -> Mapping[ModelName, Source]:
+        return self.costs.sources
+
+    def asks(self, unit: Unit, load: float) -> tuple[GroupKind, tuple[Ask, ...]]:
+        """What the estimator is asked of one unit at a part of the rates."""
+        nodes = {node.name: node for node in self.problem.nodes}
+        node = nodes[unit.group.node]
+        llms = {llm.name: llm for llm in self.problem.llms}
+        kind = GroupKind(gpus=unit.group.size, gpu=node.gpu, memory=node.memory)
+        return kind, tuple(
+            Ask(llm=llms[member.model], rate=load * self.rates[member.model], share=member.share)
+            for member in unit.members
+        )
+
+
+def make_stage(
+    units: Sequence[RunningUnit], llms: Sequence[Llm], catalog: ProfileCatalog | None,
+    rates: Mapping[ModelName, float],
+) -> Stage:  # fmt: skip
+    """The stage of units that run. SpecError where a model is in none of them."""
+    gpu = _gpu(units)
+    nodes = tuple(_node(unit.spec, gpu) for unit in units)
+    placement = Placement(units=tuple(_unit(unit.spec) for unit in units))
+    placed = {member.model for _, member in placement.members()}
+    for llm in llms:
+        if llm.name not in placed:
+            raise SpecError(f"model {llm.name}: is in no unit; `muxserve up` with the same "
+                            "manifests says why")  # fmt: skip
+    costs = choose_costs(llms, nodes, catalog, {})
+    profiles = catalog.profiles if catalog is not None else ()
+    pairs = [pair for found in profiles for pair in found.pairs]
+    return Stage(
+        problem=PlacementProblem(now=0.0, nodes=nodes, llms=costs.llms), placement=placement,
+        costs=costs, rates=rates,
+        interference=pair_interference(pairs) if pairs else DEFAULT_INTERFERENCE,
+        request_s=next((_outside(found.unit) for found in profiles if found.unit), 0.0),
+        unit_bytes=units[0].spec.unit_bytes,
+    )  # fmt: skip
+
+
+def _outside(cost: UnitCost) -> float:
+    """Of what a request waits beyond its prefill, the part that no step of it has."""
+    return max(0.0, cost.request_s - cost.step_s - cost.token_s)
+
+
+def _gpu(units: Sequence[RunningUnit]) -> str:
+    if any(unit.spec.device is not Device.CPU for unit in units):
+        raise SpecError("validate: a unit runs on CUDA; only CPU units are compared so far")
+    return "cpu"
+
+
+def _node(spec: UnitSpec, gpu: str) -> GpuNode:
+    """A node of the unit's own: what it may hold is what it was given."""
+    return GpuNode(name=NodeName(f"of-{spec.unit}"), gpus=spec.gpus, gpu=gpu,
+                   memory=Bytes(spec.memory_bytes))  # fmt: skip
+
+
+def _unit(spec: UnitSpec) -> Unit:
+    group = GpuGroup(node=NodeName(f"of-{spec.unit}"), gpus=tuple(range(spec.gpus)))
+    unit = Unit(id=UnitId(spec.unit), group=group, members=())
+    return unit.with_members(tuple(_member(member) for member in spec.members))
+
+
+def _member(member: MemberSpec) -> Member:
+    return Member(
+        model=ModelName(member.model), replica=member.replica, tensor=member.tensor,
+        share=Share(prefill=Percent(member.prefill_percent),
+                    decode=Percent(member.decode_percent)),
+        kv=KvQuota(guaranteed=Bytes(member.kv_guaranteed_bytes * member.tensor),
+                   limit=Bytes(member.kv_limit_bytes * member.tensor)),
+        rate=member.rate,
+    )  # fmt: skip

@@ -1,0 +1,162 @@
+"""The units of manifests, started as `muxserve up` starts them, and what their metrics say."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from mux_core.errors import PeerError
+from mux_core.units import ModelName
+from mux_core.unitspec import UnitSpec, from_json
+
+READY_S: Final = 300.0
+SAMPLE_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningUnit:
+    """One unit that serves: what it was told, and where it answers."""
+
+    spec: UnitSpec
+    url: str
+    metrics: str
+
+
+@contextmanager
+def serving(manifests: Sequence[Path]) -> Iterator[tuple[RunningUnit, ...]]:
+    """The units of `muxserve up`, ready; ended on leaving. PeerError with its words if not."""
+    with tempfile.TemporaryDirectory(prefix="mux-validate-") as folder:
+        data = Path(folder) / "d"
+        server = _start(manifests, data)
+        try:
+            _wait_ready(server)
+            yield _units(data)
+        finally:
+            server.end()
+
+
+@dataclass(slots=True)
+class _Server:
+    """The process of `muxserve up`, its words kept and passed on."""
+
+    process: subprocess.Popen[str]
+    ready: threading.Event = field(default_factory=threading.Event)
+    words: list[str] = field(default_factory=list)
+    readers: list[threading.Thread] = field(default_factory=list)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for reader in self.readers:
+            reader.join()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def _start(manifests: Sequence[Path], data: Path) -> _Server:
+    command = [sys.executable, "-m", "mux_cli.main", "up", "--port", "0", "--data-dir", str(data)]
+    for path in manifests:
+        command += ["-f", str(path)]
+    server = _Server(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                      text=True, start_new_session=True))  # fmt: skip
+    for read in (_read_ready, _read_words):
+        reader = threading.Thread(target=read, args=(server,), daemon=True)
+        reader.start()
+        server.readers.append(reader)
+    return server
+
+
+def _read_ready(server: _Server) -> None:
+    assert server.process.stdout is not None
+    for line in server.process.stdout:
+        if line.startswith("ready "):
+            server.ready.set()
+    server.ready.set()
+
+
+def _read_words(server: _Server) -> None:
+    assert server.process.stderr is not None
+    for line in server.process.stderr:
+        server.words.append(line.rstrip())
+
+
+def _wait_ready(server: _Server) -> None:
+    if not server.ready.wait(READY_S) or server.process.poll() is not None:
+        said = "\n  ".join(server.words[-8:])
+        raise PeerError(f"the units did not become ready within {READY_S:.0f} s:\n  {said}")
+
+
+def _units(data: Path) -> tuple[RunningUnit, ...]:
+    from mux_operator.local.datadir import DataDir
+
+    status = json.loads((data / "status.json").read_text(encoding="utf-8"))
+    run = DataDir(data.resolve()).run
+    found = []
+    for unit in status["units"]:
+        folder = run / f"{unit['unit']}-{unit['incarnation']}"
+        spec = from_json((folder / "spec.json").read_text(encoding="utf-8"))
+        found.append(RunningUnit(spec=spec, url=unit["url"], metrics=unit["metrics"]))
+    return tuple(sorted(found, key=lambda unit: unit.spec.unit))
+
+
+@dataclass(slots=True)
+class KvWatch:
+    """Samples what part of its unit's KV each model holds, until stopped."""
+
+    units: Sequence[RunningUnit]
+    samples: dict[ModelName, list[tuple[float, float]]] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Samples until cancelled; moments count from now on."""
+        began = time.perf_counter()
+        async with aiohttp.ClientSession() as session:
+            while True:
+                for unit in self.units:
+                    async with session.get(unit.metrics) as answer:
+                        parts = kv_parts(await answer.text())
+                    for model, part in parts.items():
+                        at = time.perf_counter() - began
+                        self.samples.setdefault(model, []).append((at, part))
+                await asyncio.sleep(SAMPLE_S)
+
+    def mean(self, model: ModelName, begin: float, end: float) -> float:
+        """The mean part over a window; 0 without a sample."""
+        inside = [part for at, part in self.samples.get(model, ()) if begin <= at < end]
+        return sum(inside) / len(inside) if inside else 0.0
+
+
+def kv_parts(text: str) -> Mapping[ModelName, float]:
+    """Each model's part of the unit's KV, out of a page of metrics."""
+    total, used = 0.0, {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels: dict[str, Any] = sample.labels
+            if sample.name == "muxserve_unit_kv_bytes" and labels["kind"] == "total":
+                total += sample.value
+            if sample.name == "muxserve_model_kv_bytes" and labels["kind"] == "used":
+                used[ModelName(labels["model"])] = sample.value
+    return {model: value / total for model, value in used.items()} if total else {}
+
+
+def load_average() -> float:
+    """Of the last minute; whoever reads a table must know what else ran."""
+    return os.getloadavg()[0]

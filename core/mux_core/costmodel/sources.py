@@ -1,0 +1,113 @@
+"""Where the step times of each LLM come from: measured before fitted before the data sheet.
+
+`choose_costs` gives every LLM the best table there is for it, under a name of its own, and says
+which kind it was. What reads tables (estimators, planner, simulator) stays as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+
+from mux_core.costmodel.fit import Fit, fit_device
+from mux_core.costmodel.profile_set import ModelProfile, ProfileSet, planning_table
+from mux_core.costmodel.seen import seen_table
+from mux_core.costmodel.table import StepRow, StepTable
+from mux_core.errors import SpecError
+from mux_core.llm import Llm, ModelGeometry
+from mux_core.placement import GpuNode
+from mux_core.units import ModelName
+
+
+class Source(StrEnum):
+    """What an estimate stands on. `shipped`: the A100 tables that come with the release."""
+
+    MEASURED = "measured"
+    FITTED = "fitted"
+    DATA_SHEET = "data sheet"
+    SHIPPED = "shipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """LLMs that each name their table, the tables by that name, and each LLM's source."""
+
+    llms: tuple[Llm, ...]
+    tables: Mapping[str, StepTable]
+    sources: Mapping[ModelName, Source]
+
+
+@dataclass(frozen=True)
+class ProfileCatalog:
+    """Profiles of one GPU type. The first profile that has a model of an LLM's shape counts."""
+
+    profiles: tuple[ProfileSet, ...]
+
+    def __post_init__(self) -> None:
+        devices = sorted({(p.gpu, p.made.device, p.made.path) for p in self.profiles})
+        if len(devices) > 1:
+            said = "; ".join(", ".join(device) for device in devices)
+            raise SpecError(f"profiles of different devices or engines: {said}; give those of one")
+
+    @property
+    def gpu(self) -> str:
+        return self.profiles[0].gpu
+
+    @cached_property
+    def fit(self) -> Fit:
+        return fit_device(self.profiles)
+
+    def table(self, geometry: ModelGeometry) -> tuple[Source, StepTable]:
+        """The best table for a shape, as a member of a unit sees its steps."""
+        for profiles in self.profiles:
+            found = profiles.find(geometry)
+            if found is not None:
+                return Source.MEASURED, self._planning(profiles, found)
+        return Source.FITTED, self._fitted(geometry)
+
+    def _fitted(self, geometry: ModelGeometry) -> StepTable:
+        """At the points where the first profile's first model was measured."""
+        profiles = self.profiles[0]
+        like = profiles.models[0]
+        grid: list[StepRow] = [row for cell in like.table.cells.values() for row in cell]
+        made = replace(like, geometry=geometry, table=self.fit.table(geometry, grid))
+        return self._planning(profiles, made)
+
+    def _planning(self, profiles: ProfileSet, found: ModelProfile) -> StepTable:
+        table = planning_table(found, profiles.made, profiles.gpu)
+        if profiles.unit is None:
+            return table
+        return seen_table(table, profiles.unit, grant_s=found.grant_s)
+
+
+def choose_costs(
+    llms: Sequence[Llm], nodes: Sequence[GpuNode], catalog: ProfileCatalog | None,
+    tables: Mapping[str, StepTable],
+) -> Costs:  # fmt: skip
+    """Every LLM with the best costs there are on these nodes; `tables` that LLMs name stay."""
+    if catalog is not None:
+        _check_nodes(nodes, catalog)
+    chosen: list[Llm] = []
+    named = dict(tables)
+    sources: dict[ModelName, Source] = {}
+    for llm in llms:
+        if llm.profile is not None:
+            sources[llm.name] = Source.MEASURED if llm.profile in tables else Source.SHIPPED
+        elif catalog is None or llm.geometry is None:
+            sources[llm.name] = Source.DATA_SHEET
+        else:
+            source, table = catalog.table(llm.geometry)
+            name = f"{source}:{llm.name}"
+            sources[llm.name], named[name] = source, replace(table, model=name)
+            llm = replace(llm, profile=name)
+        chosen.append(llm)
+    return Costs(llms=tuple(chosen), tables=named, sources=sources)
+
+
+def _check_nodes(nodes: Sequence[GpuNode], catalog: ProfileCatalog) -> None:
+    others = sorted({node.gpu for node in nodes if node.gpu != catalog.gpu})
+    if others:
+        raise SpecError(
+            f"profiles were measured on {catalog.gpu}, the nodes have "
+            f"{', '.join(others)}; profile there, or plan without --profiles"
+        )

@@ -1,0 +1,310 @@
+"""Estimator of a unit whose shares are turns: a CPU, where a step holds its percent while it runs.
+
+Steps in flight hold at most 100 percent together, so a unit is a small number of servers that its
+hosts share step by step: prefills first, decodes in turn. What is asked of it is settled in rounds:
+
+* *Decoding.* With n requests decoding, a step of member i takes its own time, or, when others want
+  the servers too, its turn in a cycle of everybody's steps; that is averaged over which others are
+  active and how many servers prefills hold. The n requests share the steps equally, so their
+  number is a birth-death process that knows of output lengths nothing but the mean.
+* *Prefills.* They wait for the rest of a step when all servers are busy, for other prefills, and
+  for the one before them on their own host.
+
+Both move each other: the rounds go on until activities stand still.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from math import exp, inf, log
+
+from mux_core.costmodel.interference import Interference
+from mux_core.costmodel.measured_pairs import PairInterference
+from mux_core.costmodel.profile import Profile, profile_of
+from mux_core.costmodel.table import StepTable
+from mux_core.estimator.memory import fixed_bytes, kv_per_token, room_bytes
+from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitOutcome
+from mux_core.placement import Share
+from mux_core.planning import PlanReason
+from mux_core.units import Bytes, ModelName, Percent
+
+ROUNDS = 60
+STILL = 1e-4
+MOST_BATCH = 256
+"""Requests a member decodes at once, at most; as the scheduler's limits."""
+EXACT_MEMBERS = 8
+"""Up to so many members, every set of active ones is looked at; beyond, only their mean number."""
+TAIL = 0.01
+
+Lengths = Sequence[tuple[float, float]]
+"""Equally likely (prompt, output) tokens of a model's requests."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Member:
+    """One member while its unit is settled. `activity`: part of the time it has a decode to run."""
+
+    ask: Ask
+    share: Share
+    profile: Profile
+    lengths: Lengths
+    token_bytes: float
+    prompt: float
+    output: float
+    prefills: tuple[float, ...]
+    steps: tuple[float, ...]
+    activity: float = 0.0
+    busy_step: float = 0.0
+    waits: tuple[float, ...] = ()
+    chances: tuple[float, ...] = ()
+
+    @property
+    def prefill_s(self) -> float:
+        return sum(self.prefills) / len(self.prefills)
+
+    @property
+    def decoding(self) -> float:
+        return sum(n * chance for n, chance in enumerate(self.chances))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unit:
+    """What members share: servers, the part of them prefills hold, factors on steps."""
+
+    servers: int
+    prefilling: float
+    factors: PairInterference
+
+
+@dataclass(slots=True)
+class TurnUnits:
+    """Predicts a CPU unit from its members' measured (or fitted) steps.
+
+    `kv` of an outcome is what the member's requests hold on average. `lengths` by model where more
+    than the means is known. `request_s`: what a request waits beyond
+    its prefill. `tables` are those that the LLMs name.
+    """
+
+    tables: Mapping[str, StepTable]
+    interference: Interference
+    request_s: float = 0.0
+    headroom: float = 0.9
+    lengths: Mapping[ModelName, Lengths] = field(default_factory=dict)
+
+    def outcome(self, kind: GroupKind, asks: Sequence[Ask]) -> UnitOutcome:
+        """The unit at these rates and shares; `asks` name a share each."""
+        members = [self._member(kind, ask) for ask in asks]
+        unit = self._settle(members)
+        room = room_bytes(kind) - sum(fixed_bytes(ask.llm, kind) for ask in asks)
+        outcomes = tuple(self._outcome(member, unit) for member in members)
+        return _verdict(outcomes, asks, room, self.headroom)
+
+    def _member(self, kind: GroupKind, ask: Ask) -> _Member:
+        llm, share = ask.llm, ask.share or Share(prefill=Percent(50), decode=Percent(50))
+        profile = profile_of(llm, kind.gpu, self.tables)
+        lengths = self.lengths.get(llm.name) or (
+            (llm.demand.prompt_tokens, llm.demand.output_tokens),
+        )
+        prompt = sum(p for p, _ in lengths) / len(lengths)
+        # A long output is there for longer, so it weighs more in the contexts that steps see.
+        decoded = sum(o for _, o in lengths)
+        context = sum(o * (p + o / 2) for p, o in lengths) / decoded
+        curve = profile.decode_curve(tensor=kind.gpus, percent=share.decode, context=context)
+        return _Member(
+            ask=ask, share=share, profile=profile, lengths=lengths,
+            token_bytes=kv_per_token(llm), prompt=prompt,
+            output=sum(max(0.0, o - 1) for _, o in lengths) / len(lengths),
+            prefills=tuple(profile.prefill_s(tensor=kind.gpus, percent=share.prefill, batch=1,
+                                             tokens=p) for p, _ in lengths),
+            steps=tuple(curve.at(n) for n in range(1, MOST_BATCH + 1)),
+        )  # fmt: skip
+
+    def _settle(self, members: Sequence[_Member]) -> _Unit:
+        """Activities at the fixed point, damped on the way."""
+        widest = max((max(m.share.decode, m.share.prefill) for m in members), default=100)
+        servers = max(1, 100 // widest)
+        factors = _pair_factors(self.interference)
+        unit = _Unit(servers=servers, prefilling=0.0, factors=factors)
+        for _ in range(ROUNDS):
+            unit = _Unit(servers=servers, prefilling=_prefilling(members, factors), factors=factors)
+            moved = 0.0
+            for member in members:
+                before = member.activity
+                _solve(member, [m for m in members if m is not member], unit)
+                member.activity = (before + member.activity) / 2
+                moved = max(moved, abs(member.activity - before))
+            if moved < STILL:
+                break
+        return unit
+
+    def _outcome(self, member: _Member, unit: _Unit) -> MemberOutcome:
+        ask, output = member.ask, member.output
+        done = sum(chance * n / wait for n, (chance, wait)
+                   in enumerate(zip(member.chances[1:], member.waits, strict=True), 1))  # fmt: skip
+        served = min(ask.rate, done / output) if output else ask.rate
+        wait, busy = _prefill_wait(member, unit)
+        bases = [self.request_s + p * _prefill_factor(unit) for p in member.prefills]
+        decode_s = member.decoding / (ask.rate * output) if ask.rate and output else 0.0
+        return MemberOutcome(
+            served=served, share=member.share, kv=Bytes(int(_held(member))),
+            utilisation=ask.rate * output * member.waits[-1] / MOST_BATCH,
+            ttft_mean_s=sum(bases) / len(bases) + wait,
+            ttft_p99_s=_tail_of(bases, wait, busy),
+            tpot_mean_s=decode_s or None,
+            tpot_p99_s=_step_tail(member) if output else None,
+        )  # fmt: skip
+
+
+def _pair_factors(given: Interference) -> PairInterference:
+    if isinstance(given, PairInterference):
+        return given
+    return PairInterference(decode_by_prefill=given.decode_by_prefill,
+                            prefill_by_decode=given.prefill_by_decode)  # fmt: skip
+
+
+def _prefill_factor(unit: _Unit) -> float:
+    """On a prefill, whatever runs beside it; one server has nothing beside."""
+    return 1.0 if unit.servers == 1 else unit.factors.prefill_factor(decoding=True)
+
+
+def _prefilling(members: Sequence[_Member], factors: PairInterference) -> float:
+    """Servers that prefills hold on average."""
+    slow = factors.prefill_factor(decoding=len(members) > 1)
+    return sum(m.ask.rate * m.prefill_s for m in members) * slow
+
+
+def _held_servers(unit: _Unit) -> Iterator[tuple[int, float]]:
+    """(servers that prefills hold, chance), as of a queue with that many servers."""
+    offered = min(unit.prefilling, unit.servers - 1e-6)
+    weights = [1.0]
+    for k in range(1, unit.servers + 1):
+        weights.append(weights[-1] * offered / k)
+    # All prefills that wait find every server held.
+    weights[-1] *= unit.servers / (unit.servers - offered)
+    total = sum(weights)
+    yield from ((k, weight / total) for k, weight in enumerate(weights))
+
+
+def _solve(member: _Member, others: Sequence[_Member], unit: _Unit) -> None:
+    """Step waits by batch, then how often each batch is met."""
+    crowds = list(_crowds(others))
+    held = list(_held_servers(unit))
+    member.waits = tuple(_wait(step, crowds, held, unit) for step in member.steps)
+    chances = _batches(member.ask.rate * member.output, member.waits)
+    member.chances = chances
+    member.activity = 1 - chances[0]
+    busy = sum(chances[1:])
+    member.busy_step = sum(
+        chance * step for chance, step in zip(chances[1:], member.steps, strict=True)
+    ) / busy if busy else member.steps[0]  # fmt: skip
+
+
+def _crowds(others: Sequence[_Member]) -> Iterator[tuple[float, float]]:
+    """(chance, seconds of steps) of every set of other members that decode."""
+    if len(others) >= EXACT_MEMBERS:
+        yield 1.0, sum(m.activity * m.busy_step for m in others)
+        return
+    for present in product((False, True), repeat=len(others)):
+        chance = seconds = 0.0
+        chance = 1.0
+        for here, other in zip(present, others, strict=True):
+            chance *= other.activity if here else 1 - other.activity
+            seconds += other.busy_step if here else 0.0
+        yield chance, seconds
+
+
+def _wait(
+    step: float, crowds: Sequence[tuple[float, float]], held: Sequence[tuple[int, float]],
+    unit: _Unit,
+) -> float:  # fmt: skip
+    """Seconds between two tokens, in a batch whose step takes `step` alone."""
+    speed = 0.0
+    for k, chance in held:
+        free = unit.servers - k
+        if not free:
+            continue
+        for likely, seconds in crowds:
+            factor = 1.0
+            if k:
+                factor = unit.factors.decode_factor(1.0)
+            elif seconds and unit.servers > 1:
+                factor = unit.factors.decode_by_decode
+            turn = max(step, (step + seconds) / free)
+            speed += chance * likely / (turn * factor)
+    return 1 / speed if speed else inf
+
+
+def _batches(tokens_per_s: float, waits: Sequence[float]) -> tuple[float, ...]:
+    """The chance of 0, 1, 2... requests decoding: each token keeps one there for a wait."""
+    logs = [0.0]
+    for n, wait in enumerate(waits, 1):
+        ratio = tokens_per_s * wait / n
+        logs.append(logs[-1] + log(ratio) if ratio > 0 else -inf)
+    top = max(logs)
+    weights = [exp(value - top) for value in logs]
+    total = sum(weights)
+    return tuple(weight / total for weight in weights)
+
+
+def _prefill_wait(member: _Member, unit: _Unit) -> tuple[float, float]:
+    """(mean wait for a server and for its own host, the chance that there is any)."""
+    held = dict(_held_servers(unit))
+    # While it decodes, its unit's servers are taken in turn: a prefill waits for the rest of one.
+    rest = member.busy_step / 2 / unit.servers
+    queue = held[unit.servers] * member.prefill_s / max(1e-6, unit.servers - unit.prefilling)
+    own = min(0.99, member.ask.rate * member.prefill_s)
+    square = sum(p * p for p in member.prefills) / len(member.prefills)
+    before = member.ask.rate * square / 2 / (1 - own)
+    crowded = min(1.0, member.activity + unit.prefilling / unit.servers)
+    wait = crowded * rest + queue + before
+    return wait, min(1.0, crowded + own)
+
+
+def _tail_of(bases: Sequence[float], wait: float, busy: float) -> float:
+    """The time that all but `TAIL` of requests stay under; the wait has an exponential tail."""
+    low, high = min(bases), max(bases) + 20 * wait + 1e-9
+    for _ in range(50):
+        middle = (low + high) / 2
+        over = sum(_over(middle - base, wait, busy) for base in bases) / len(bases)
+        low, high = (middle, high) if over > TAIL else (low, middle)
+    return high
+
+
+def _over(spare: float, wait: float, busy: float) -> float:
+    if spare < 0:
+        return 1.0
+    return busy * exp(-spare * busy / wait) if wait > 0 and busy > 0 else 0.0
+
+
+def _step_tail(member: _Member) -> float:
+    """The wait that all but `TAIL` of tokens have."""
+    tokens = [n * chance for n, chance in enumerate(member.chances)][1:]
+    total = sum(tokens)
+    passed = 0.0
+    for share, wait in zip(tokens, member.waits, strict=True):
+        passed += share
+        if total and passed >= (1 - TAIL) * total:
+            return wait
+    return member.waits[0]
+
+
+def _held(member: _Member) -> float:
+    """Bytes of KV that its decoding requests hold on average."""
+    decoded = sum(o for _, o in member.lengths)
+    context = sum(o * (p + o / 2) for p, o in member.lengths) / decoded
+    return member.decoding * context * member.token_bytes
+
+
+def _verdict(
+    outcomes: tuple[MemberOutcome, ...], asks: Sequence[Ask], room: float, headroom: float
+) -> UnitOutcome:
+    if room <= 0:
+        return UnitOutcome(members=outcomes, refused=PlanReason.DOES_NOT_FIT,
+                           message="weights exceed memory")  # fmt: skip
+    for ask, found in zip(asks, outcomes, strict=True):
+        if found.utilisation > headroom:
+            return UnitOutcome(
+                members=outcomes, refused=PlanReason.SHARING_NOT_BENEFICIAL,
+                message=f"{ask.llm.name} would run at {found.utilisation:.0%}, headroom is "
+                f"{headroom:.0%}")  # fmt: skip
+    return UnitOutcome(members=outcomes)
