@@ -9,7 +9,7 @@ resource and meets its service level.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import erf, exp, log, sqrt
+from math import erf, exp, inf, log, sqrt
 
 from mux_core.costmodel.hardware import gpu_type
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference, bus_share
@@ -144,6 +144,31 @@ class QueueingUnits:
         assert best is not None
         return best
 
+    def carries(self, kind: GroupKind, asks: Sequence[Ask]) -> bool:
+        for percents in self._divisions(kind, asks):
+            states = [
+                self._state(kind, ask, percent) for ask, percent in zip(asks, percents, strict=True)
+            ]
+            if self._stays_within(kind, states):
+                return True
+        return False
+
+    def _stays_within(self, kind: GroupKind, states: list[_State]) -> bool:
+        """`_judge(...).fits`, which ends as soon as a limit is passed: batches only grow."""
+        room = self.room_bytes(kind) - sum(state.costs.held_bytes for state in states)
+        if room <= 0 or sum(state.percent for state in states) > 100:
+            return False
+        if self._prefill_busy(states) > self.headroom:
+            return False
+        limits = _Limits(kv_bytes=self.headroom * room, largest_part=self.headroom)
+        if not self._settle(kind, states, limits):
+            return False
+        slowest = (state.curve.at(1.0) / (1 - self.headroom + 1e-12) for state in states)
+        if any(state.step_s > most for state, most in zip(states, slowest, strict=True)):
+            return False
+        judged = self.enforce_slo and any(state.ask.llm.slo is not None for state in states)
+        return not judged or self._judge(kind, states).fits
+
     def member_alone(self, kind: GroupKind, llm: Llm, rate: float, percent: int) -> Alone | None:
         """Its use of the unit at a rate and share; None where that is refused."""
         state = self._state(kind, Ask(llm=llm, rate=rate), percent)
@@ -174,7 +199,9 @@ class QueueingUnits:
             extra = int(spare * weight / total) // self.step * self.step
             parts.append(min(most, least + extra))
         left = 100 - sum(parts)
-        order = sorted(range(len(parts)), key=lambda i: (-weights[i], i))
+        # By what it costs, not by place or name: the answer is the same however one asks.
+        order = sorted(range(len(parts)), key=lambda i: (
+            -weights[i], -asks[i].llm.weight_bytes, -asks[i].rate, asks[i].llm.name))  # fmt: skip
         for index in order:
             more = min(left, bounds[index][1] - parts[index])
             if more > 0:
@@ -218,7 +245,8 @@ class QueueingUnits:
 
     def _judge(self, kind: GroupKind, states: list[_State]) -> UnitOutcome:
         """Settles the batches, then asks every limit; the first that fails is the reason."""
-        prefill_busy = self._settle(kind, states)
+        self._settle(kind, states, _Limits(kv_bytes=2 * self.room_bytes(kind), largest_part=2.0))
+        prefill_busy = self._prefill_busy(states)
         room = self.room_bytes(kind) - sum(state.costs.held_bytes for state in states)
         need = sum(state.batch * state.costs.sequence_bytes for state in states)
         unit = _Unit(
@@ -231,32 +259,37 @@ class QueueingUnits:
         members = tuple(_member(kind, state, unit) for state in states)
         return self._verdict(kind, states, members, room)
 
-    def _settle(self, kind: GroupKind, states: list[_State]) -> float:
-        """Batches and step times at the fixed point; the share of time that prefills run."""
+    def _prefill_busy(self, states: list[_State]) -> float:
+        """The share of time that prefills run."""
+        slower = self.interference.prefill_factor(decoding=len(states) > 1)
+        return sum(s.ask.rate * s.costs.prefill_s for s in states) * slower
+
+    def _settle(self, kind: GroupKind, states: list[_State], limits: "_Limits") -> bool:
+        """Batches and step times at the fixed point; False where they grow beyond the limits."""
         shared = len(states) > 1
-        slower = self.interference.prefill_factor(decoding=shared)
-        prefill_busy = sum(s.ask.rate * s.costs.prefill_s for s in states) * slower
-        most = 2 * self.room_bytes(kind)
-        by_prefill = self.interference.decode_factor(prefill_busy)
+        by_prefill = self.interference.decode_factor(self._prefill_busy(states))
         for _ in range(ROUNDS):
             for state in states:
                 state.alone_s = state.curve.at(state.batch)
             stretch = by_prefill
             if shared:
                 stretch *= self.interference.bus_stretch(self._bus(kind, states))
-            moved = over = False
+            moved = False
             held = 0.0
             for state in states:
+                costs = state.costs
                 state.step_s = state.alone_s * stretch
-                batch = state.ask.rate * state.costs.output_tokens * state.step_s
+                batch = state.ask.rate * costs.output_tokens * state.step_s
                 moved |= batch > state.batch * 1.001 + 1e-3
-                over |= batch > 2 * state.costs.largest
-                held += batch * state.costs.sequence_bytes
+                held += batch * costs.sequence_bytes
                 state.batch = batch
-            # Batches only grow from here: what is far over a limit already will be refused.
-            if not moved or over or held > most:
+                if batch > limits.largest_part * costs.largest:
+                    held = inf
+            if held > limits.kv_bytes:
+                return False
+            if not moved:
                 break
-        return prefill_busy
+        return True
 
     def _bus(self, kind: GroupKind, states: list[_State]) -> float:
         """Bandwidth all decodes ask for together, in parts of the data sheet's."""
@@ -335,6 +368,14 @@ def _prefill_percent(kind: GroupKind, ask: Ask) -> Percent:
     if kind.gpu != "cpu" or sharing.exclusive:
         return sharing.max_percent
     return Percent(min(sharing.max_percent, max(CPU_PERCENT, sharing.min_percent or 0)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Limits:
+    """Where settling stops: KV of all members, and batches in parts of the largest measured."""
+
+    kv_bytes: float
+    largest_part: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,12 +76,24 @@ class ReferenceUnits:
 
     def outcome(self, kind: GroupKind, asks: Sequence[Ask]) -> UnitOutcome:
         """Grows batches under the given shares, or under the smallest shares that suffice."""
-        # One order for every caller: sums of floats and ties must not depend on how it was asked.
-        order = sorted(range(len(asks)), key=lambda i: (
-            self._model(asks[i].llm, kind.gpu).name, asks[i].rate, asks[i].llm.name))  # fmt: skip
+        order = self._order(kind, asks)
         found = self._ordered_outcome(kind, [asks[i] for i in order])
         members = dict(zip(order, found.members, strict=True))
         return replace(found, members=tuple(members[i] for i in range(len(asks))))
+
+    def carries(self, kind: GroupKind, asks: Sequence[Ask]) -> bool:
+        ordered = [asks[i] for i in self._order(kind, asks)]
+        tenants = [self.tenant(ask, kind) for ask in ordered]
+        kv = kv_split(kind.gpus, tenants, kind.memory / GIB)
+        if any(gb * GIB < a.llm.sharing.kv_request for gb, a in zip(kv, ordered, strict=True)):
+            return False
+        percents, grown = self._find_shares(kind, ordered, tenants, kv)
+        return sum(percents) <= 100 and not _unmet(grown)
+
+    def _order(self, kind: GroupKind, asks: Sequence[Ask]) -> list[int]:
+        """One for every caller: sums of floats and ties must not depend on how it was asked."""
+        return sorted(range(len(asks)), key=lambda i: (
+            self._model(asks[i].llm, kind.gpu).name, asks[i].rate, asks[i].llm.name))  # fmt: skip
 
     def _ordered_outcome(self, kind: GroupKind, asks: Sequence[Ask]) -> UnitOutcome:
         tenants = [self.tenant(ask, kind) for ask in asks]

@@ -77,3 +77,7 @@ class UnitEstimator(Protocol):
     def outcome(self, kind: GroupKind, asks: Sequence[Ask]) -> UnitOutcome:
         """Prediction for `asks` together on one group, shares as asked or chosen here."""
         ...
+
+    def carries(self, kind: GroupKind, asks: Sequence[Ask]) -> bool:
+        """Whether `outcome` fits; a search asks this far more often."""
+        ...

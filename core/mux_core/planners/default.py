@@ -1,8 +1,7 @@
 """Our placement strategy: the fewest GPUs that meet all demand; without that, the best service.
 
-1. Pack the full demand into few groups (`search`). 2. Where some stays unserved, find how far every
-LLM can be served at least, and trade that floor against total goodput. 3. From a current placement,
-keep it unless the gain exceeds `min_gain`.
+From scratch, `fresh` packs. A current placement is kept unless the gain exceeds `min_gain` and what
+the moves cost.
 """
 
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from mux_core.planners.attainment import met_rate, spend_spare_gpus
 from mux_core.planners.capacity import Capacity, capacity_of
 from mux_core.planners.explaining import alternatives, notes, unplaced
 from mux_core.planners.forecast import predict
+from mux_core.planners.fresh import Fresh
 from mux_core.planners.holding import (
     breaks_rules,
     closed_units,
@@ -26,15 +26,8 @@ from mux_core.planners.holding import (
 from mux_core.planners.keeping import kept_packing, pinned_packing
 from mux_core.planners.moves import steps_between
 from mux_core.planners.packing import Bin, Item, Oracle
-from mux_core.planners.search import (
-    Budget,
-    Goal,
-    Inserter,
-    Packing,
-    PackingSearch,
-    empty_packing,
-)
-from mux_core.planners.whole_groups import whole_group_packing
+from mux_core.planners.scarcity import service_of
+from mux_core.planners.search import Goal, Inserter, Packing, PackingSearch, empty_packing
 from mux_core.planning import (
     Objective,
     PlacementProblem,
@@ -45,10 +38,6 @@ from mux_core.planning import (
 )
 from mux_core.units import ModelName
 
-SEED = 20_240_402
-FLOOR_PARTS = (1.0, 0.9, 0.8, 0.65)
-"""Floors tried where demand exceeds the cluster, as parts of the highest floor reachable."""
-FLOOR_ROUNDS = 5
 MOVE_COST = 0.01
 """Relative gain that one disruptive step must bring beyond `min_gain`."""
 REPAIR_GAIN = 0.01
@@ -59,8 +48,6 @@ MOST_REPACKED = 200
 """Items up to which a re-plan weighs a packing from scratch against the current one."""
 DRIFT = 2.0
 """Beyond `MOST_REPACKED`, GPUs over the crude lower bound at which packing anew is tried."""
-HOPELESS = 0.05
-"""Part of demand unserved after the first packings beyond which no search will serve it all."""
 
 
 @dataclass(slots=True)
@@ -79,7 +66,7 @@ class DefaultPlanner:
     def frontier(self, problem: PlacementProblem) -> Iterator[tuple[float, Prediction]]:
         """(floor on the worst ratio, what it leads to), the highest floor first."""
         run = self._run(problem)
-        for floor, packing in run.floors():
+        for floor, packing in run.fresh().floors():
             yield floor, run.plan(packing).prediction
 
     def _run(self, problem: PlacementProblem) -> "_Run":
@@ -106,26 +93,24 @@ class _Run:
     oracle: Oracle
     capacity: Capacity
     items: list[Item]
-    reach: float = 1.0
-    guard: tuple[float, float] | None = None
+    sizes: tuple[int, ...]
     held: Packing | None = None
     """What runs, with additions only; plans that are carried out begin with it."""
-    searches: int = 0
-    """Searches begun; each draws from a generator of its own."""
 
     @classmethod
     def of(cls, planner: DefaultPlanner, problem: PlacementProblem, oracle: Oracle) -> "_Run":
         policy = problem.policy
         running = {member.model for _, member in problem.current.members()}
-        sizes = {*policy.group_sizes, *(unit.group.size for unit in problem.current.units)}
-        capacity = capacity_of(problem.nodes, sorted(sizes), limit=policy.gpu_limit)
+        running_sizes = (unit.group.size for unit in problem.current.units)
+        sizes = tuple(sorted({*policy.group_sizes, *running_sizes}))
+        capacity = capacity_of(problem.nodes, sizes, limit=policy.gpu_limit)
         kinds = [kind for kind in capacity.kinds if kind.gpus in policy.group_sizes]
         for llm in sorted(problem.llms, key=lambda llm: llm.name):
             kept = policy.best_effort and llm.name in running
             if llm.max_replicas > 0 and (llm.min_replicas > 0 or llm.demand.rate > 0 or kept):
                 oracle.add(llm, llm.demand.rate, kinds)
         oracle.closed = _barred(problem)
-        return cls(planner, problem, oracle, capacity, oracle.items)
+        return cls(planner, problem, oracle, capacity, oracle.items, sizes)
 
     def plans(self) -> Iterator[Plan]:
         """The current placement as far as it holds, then what is worth its moves."""
@@ -155,7 +140,7 @@ class _Run:
         if self.problem.policy.objective is Objective.ATTAINMENT:
             yield from self._attaining()
         else:
-            yield from self._fresh()
+            yield from self.fresh().packings()
 
     def _from_current(self) -> Iterator[Packing]:
         """What runs, kept; then a fresh packing if it gains more than its moves cost."""
@@ -216,11 +201,12 @@ class _Run:
 
     def _gain(self, kept: Packing, fresh: Packing) -> float:
         """Relative gain: fewer GPUs for the same service, or more service."""
-        lost = self._short(fresh) - self._short(kept)
+        had, gets = service_of(kept, self.items), service_of(fresh, self.items)
+        lost = had.goodput - gets.goodput
         if lost > 1e-6:
             return -lost
         fewer = (kept.gpus - fresh.gpus) / max(1, kept.gpus) if lost > -1e-6 else 0.0
-        return max(fewer, -lost, self._worst(fresh) - self._worst(kept))
+        return max(fewer, -lost, gets.worst - had.worst)
 
     def _moves(self, packing: Packing) -> int:
         steps = self.plan(packing).steps
@@ -232,7 +218,7 @@ class _Run:
         alone = Oracle(self.oracle.estimator, replace(self.problem.policy, allow_sharing=False))
         for item in self.items:
             alone.add(item.llm, item.rate, self.capacity.kinds)
-        starts = [self._last(self._fresh()), self._unshared(alone)]
+        starts = [self._last(self.fresh().packings()), self._unshared(alone)]
         for start in starts:
             for packing in spend_spare_gpus(start, self._inserter()):
                 if best is None or self._attained(packing) > self._attained(best) + 1e-9:
@@ -240,8 +226,9 @@ class _Run:
                     yield best
 
     def _unshared(self, alone: Oracle) -> Packing:
-        goal = self._searching(1.0).goal
-        search = PackingSearch(Inserter(alone, self.capacity), self.items, goal, Random(SEED))
+        rates = tuple(item.rate for item in self.items)
+        goal = Goal(rates=rates, priorities=tuple(0 for _ in rates), targets=rates)
+        search = PackingSearch(Inserter(alone, self.capacity), self.items, goal, Random(0))
         return search.construct()
 
     def _attained(self, packing: Packing) -> float:
@@ -256,148 +243,25 @@ class _Run:
     def _inserter(self) -> Inserter:
         return Inserter(self.oracle, self.capacity)
 
+    def fresh(self) -> Fresh:
+        """Packings from scratch around what may not move."""
+        base, pinned = self._base()
+        return Fresh(
+            oracle=self.oracle,
+            capacity=self.capacity,
+            nodes=capacity_of(self.problem.nodes, self.sizes, limit=None),
+            items=self.items,
+            base=base,
+            pinned=pinned,
+            steps=self.planner.steps,
+        )
+
     def _base(self) -> tuple[Packing, frozenset[int]]:
         """What may not move, and the indices of those units."""
         if all(item.llm.movable for item in self.items):
             return empty_packing(), frozenset()
         packing = pinned_packing(self.problem, self.oracle)
         return packing, frozenset(there.fixed for there in packing.bins)
-
-    def _fresh(self) -> Iterator[Packing]:
-        search = self._searching(1.0)
-        base, pinned = self._base()
-        best = search.construct(3 if len(self.items) <= MOST_REPACKED else 1, base)
-        yield best
-        if self._short(best) <= HOPELESS:
-            for better in search.improve(best, self._budget(), pinned):
-                best = better
-                yield best
-        if best.unserved and self._short(best) > 0:
-            yield from self._overloaded()
-
-    def _short(self, packing: Packing) -> float:
-        """Part of all demand that is unserved."""
-        return sum(packing.unserved.values()) / (sum(item.rate for item in self.items) or 1.0)
-
-    def _overloaded(self) -> Iterator[Packing]:
-        """Goodput against the worst ratio: several floors, the best trade of the two wins.
-
-        Whole groups per replica are a candidate too; what beats them in both figures goes first.
-        """
-        whole = self._whole_groups()
-        self.guard = None if whole is None else (self._short(whole), self._worst(whole))
-        starts = sorted(self._starts(whole), key=lambda start: -self._worth(start[1]))
-        best = starts[0][1]
-        yield best
-        for number, start in enumerate(starts):
-            # The best trade first; another start only where that ends behind whole groups.
-            if number and (self._rank(best)[0] or not self._rank(start[1])[0]):
-                continue
-            for better in self._polished(*start):
-                if self._rank(better) > self._rank(best):
-                    best = better
-                    yield best
-
-    def _polished(self, floor: float, packing: Packing) -> Iterator[Packing]:
-        yield packing
-        search = self._searching(floor, reach=max(floor, self.reach))
-        yield from search.improve(packing, self._overload_budget(), self._base()[1])
-
-    def _starts(self, whole: Packing | None) -> Iterator[tuple[float, Packing]]:
-        yield from self.floors()
-        if whole is not None:
-            floor = self._worst(whole)
-            search = self._searching(floor, reach=max(floor, self.reach))
-            best = whole
-            for better in search.improve(best, self._budget(4), frozenset()):
-                best = better
-            yield floor, best
-
-    def _whole_groups(self) -> Packing | None:
-        """The plan without sharing, where nothing speaks against it."""
-        held = any(item.llm.priority or not item.llm.movable or item.llm.min_replicas > 1
-                   for item in self.items)  # fmt: skip
-        return None if held else whole_group_packing(self._inserter(), self.items)
-
-    def _rank(self, packing: Packing) -> tuple[bool, float]:
-        if self.guard is None:
-            return True, self._worth(packing)
-        lost, worst = self.guard
-        ahead = self._short(packing) <= lost + 1e-9 and self._worst(packing) >= worst - 1e-9
-        return ahead, self._worth(packing)
-
-    def floors(self) -> Iterator[tuple[float, Packing]]:
-        """A packing for each of several floors on the worst ratio, the highest first."""
-        self.reach = reach = self._highest_floor()
-        for part in FLOOR_PARTS:
-            search = self._searching(reach * part, reach=reach)
-            base, pinned = self._base()
-            best = search.construct(1, base)
-            for better in search.improve(best, self._budget(8), pinned):
-                best = better
-            yield reach * part, best
-
-    def _highest_floor(self) -> float:
-        """The largest part of every demand that fits, by bisection over constructed packings."""
-        low, high = 0.0, 1.0
-        for _ in range(FLOOR_ROUNDS):
-            middle = (low + high) / 2
-            packing = self._searching(middle, scale=middle).construct(1, self._base()[0])
-            if packing.unserved:
-                high = middle
-            else:
-                low = middle
-        return low
-
-    def _worth(self, packing: Packing) -> float:
-        """Goodput counts twice: a floor near its limit costs much goodput for little fairness."""
-        return (1 - self._short(packing)) ** 2 * self._worst(packing)
-
-    def _worst(self, packing: Packing) -> float:
-        ratios = (1 - rate / self.items[i].rate for i, rate in packing.unserved.items())
-        return max(0.0, min(ratios, default=1.0))
-
-    def _searching(self, floor: float, *, scale: float = 1.0, reach: float = 0.0) -> PackingSearch:
-        """A search for `scale` of the demand; with `reach`, towards targets above the floor."""
-        rates = tuple(item.rate * scale for item in self.items)
-        inserter = self._inserter()
-        goal = Goal(
-            rates=rates,
-            priorities=tuple(item.llm.priority for item in self.items),
-            targets=rates,
-            floor=floor,
-        )
-        self.searches += 1
-        search = PackingSearch(inserter, self.items, goal, Random(SEED + self.searches))
-        if reach:
-            search.goal = replace(goal, targets=self._targets(search, floor, reach))
-        return search
-
-    def _targets(self, search: PackingSearch, floor: float, reach: float) -> tuple[float, ...]:
-        """What each LLM should get: the floor, then full demand by priority and rate per GPU.
-
-        The cluster is taken to hold as much work as when everyone got `reach` of its demand.
-        """
-        cost = [1 / (search.per_gpu(item) or 1e-9) for item in self.items]
-        spare = sum((reach - floor) * item.rate * cost[item.index] for item in self.items)
-        targets = [floor * item.rate for item in self.items]
-        order = sorted(self.items, key=lambda i: (-i.llm.priority, cost[i.index], i.index))
-        for item in order:
-            more = min((1 - floor) * item.rate, spare / cost[item.index])
-            targets[item.index] += more
-            spare -= more * cost[item.index]
-        return tuple(targets)
-
-    def _budget(self, divisor: int = 1) -> Budget:
-        steps = self.planner.steps
-        if steps is None:
-            steps = 60 + 2 * min(len(self.items), MOST_REPACKED)
-        return Budget(steps // divisor, (3000 + 8 * len(self.items)) // divisor)
-
-    def _overload_budget(self) -> Budget:
-        """Many steps, but no more estimates: with full groups most steps ask little."""
-        usual = self._budget()
-        return Budget(4 * usual.steps, usual.estimates // 2)
 
     def plan(self, packing: Packing) -> Plan:
         """The plan of a packing, without its explanations."""

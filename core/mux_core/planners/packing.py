@@ -17,11 +17,18 @@ from mux_core.units import ModelName
 MAX_MEMBERS = 8
 LEAST_RATE = 1e-3
 """Requests/s assumed for an LLM without demand, so that it still gets a place and some KV."""
-ROOM_PRECISION = 1 / 32
+ROOM_PRECISION = 1 / 64
 EDGE = 1e-5
-LEAST_ROOM = 0.1
-"""Rooms below this part of what is wanted are not looked for."""
+LEAST_ROOM = 1 / 32
+"""Rooms below this part of what a group carries of an LLM alone are only found whole."""
+LOAD_CEILING = 1.6
+"""Bins are never fuller (in solo rates): in no profile do shares pay that well."""
 MAX_REMEMBERED = 500_000
+
+Members = tuple[tuple[int, float], ...]
+"""(item index, rate) each."""
+Key = tuple[tuple[int, float], ...]
+"""(cost key, rate) of each member, in order: what an estimate depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,8 @@ class Item:
     """By kind of group that can hold it."""
     tenant: str
     exclusive: bool
+    solos: dict[GroupKind, float]
+    """Filled by the oracle as they are asked for."""
 
     @property
     def name(self) -> ModelName:
@@ -48,11 +57,12 @@ class Bin:
     """A group and its members as (item index, rate), by index. `load`: sum of rate/solo rate."""
 
     kind: GroupKind
-    members: tuple[tuple[int, float], ...]
+    members: Members
     load: float
     footprint: float
     mask: int
     """One bit per member's index."""
+    key: Key
     fixed: int = -1
     """Index of the current unit this bin continues; -1 for a new one."""
 
@@ -72,13 +82,14 @@ class Oracle:
     estimator: UnitEstimator
     policy: PlanningPolicy
     items: list[Item] = field(default_factory=list)
-    _fits: dict[tuple[GroupKind, tuple[tuple[int, float], ...]], bool] = field(default_factory=dict)
+    _fits: dict[tuple[GroupKind, Key], bool] = field(default_factory=dict)
     _solo: dict[tuple[int, GroupKind], float] = field(default_factory=dict)
     _keys: dict[Hashable, int] = field(default_factory=dict)
     closed: frozenset[tuple[ModelName, int]] = frozenset()
     """LLMs that may not join a bin that continues the current unit of that index."""
+    _rooms: dict[tuple[GroupKind, int, Key], float] = field(default_factory=dict)
     asked: int = 0
-    """Estimates made so far: the measure of work that a search budget counts."""
+    """Questions so far, answered from memory or not: what a search budget counts."""
 
     def forget_items(self) -> None:
         """Starts a new problem; answers stay, they depend on costs and rates alone."""
@@ -86,6 +97,7 @@ class Oracle:
         self.closed = frozenset()
         if len(self._fits) > MAX_REMEMBERED:
             self._fits.clear()
+            self._rooms.clear()
 
     def add(self, llm: Llm, rate: float, kinds: Sequence[GroupKind]) -> Item:
         """Makes the item of one LLM; its place in `items` is its index."""
@@ -100,27 +112,38 @@ class Oracle:
             footprints={kind: self.estimator.footprint(llm, kind) for kind in possible},
             tenant=llm.sharing.tenant_group,
             exclusive=llm.sharing.exclusive,
+            solos={},
         )
         self.items.append(item)
         return item
 
     def solo(self, item: Item, kind: GroupKind) -> float:
         """The highest rate one replica carries alone on a group; 0 when it cannot."""
+        known = item.solos.get(kind)
+        if known is None:
+            known = item.solos[kind] = self._solo_of(item, kind)
+        return known
+
+    def _solo_of(self, item: Item, kind: GroupKind) -> float:
         at = (item.key, kind)
         if at not in self._solo:
-            self._solo[at] = self._bisect(item, (), kind, 1e4)
+            asked = self.asked
+            self._solo[at] = self._highest_alone(item, kind)
+            self.asked = asked  # A later problem finds it known; both must count the same work.
         return self._solo[at]
 
     def make(self, kind: GroupKind, members: Iterable[tuple[int, float]], fixed: int = -1) -> Bin:
         ordered = tuple(sorted(members))
         load = footprint = 0.0
         mask = 0
+        key = []
         for index, rate in ordered:
             item = self.items[index]
             load += rate / (self.solo(item, kind) or 1e-9)
-            footprint += item.footprints.get(kind, 1.0)
+            footprint += item.footprints.get(kind) or self.estimator.footprint(item.llm, kind)
             mask |= 1 << index
-        return Bin(kind, ordered, load, footprint, mask, fixed)
+            key.append((item.key, rate))
+        return Bin(kind, ordered, load, footprint, mask, tuple(sorted(key)), fixed)
 
     def joined(self, there: Bin, item: Item, rate: float) -> Bin:
         """`there` with `rate` more of `item`."""
@@ -159,57 +182,74 @@ class Oracle:
         items = self.items
         at = (kind, tuple(sorted([(items[index].key, rate) for index, rate in members])))
         known = self._fits.get(at)
+        self.asked += 1
         if known is None:
-            self.asked += 1
             order = sorted(members, key=lambda member: (items[member[0]].key, member[1]))
             asks = [Ask(llm=items[index].llm, rate=rate) for index, rate in order]
-            known = self._fits[at] = self.estimator.outcome(kind, asks).fits
+            known = self._fits[at] = self.estimator.carries(kind, asks)
         return known
 
     def takes(self, there: Bin, item: Item, rate: float) -> bool:
-        """May `item` join and get `rate`, everyone else keeping theirs?"""
-        return self.may_join(there, item) and self.fits(
-            there.kind, (*there.members, (item.index, rate))
-        )
+        """Can `item`, which may join, get `rate` there, everyone else keeping theirs?"""
+        return self.room(there, item, rate) >= rate
 
     def room(self, there: Bin, item: Item, want: float) -> float:
-        """How much of `want` the bin can take, 0 when none; a lower bound within 1/32 of `want`."""
-        if not self.may_join(there, item):
-            return 0.0
-        return self._bisect(item, there.members, there.kind, want)
+        """How much of `want` there is for an item that may join; within 1/64 of a group's worth."""
+        return self._up_to(item, there.members, there.key, there.kind, want)
 
     def growth(self, there: Bin, item: Item, want: float) -> float:
         """How much more of a member it already holds the bin can take, up to `want`."""
         had = there.rate_of(item.index) or 0.0
         others = tuple(member for member in there.members if member[0] != item.index)
-        return max(0.0, self._bisect(item, others, there.kind, had + want, floor=had) - had)
+        key = tuple(sorted((self.items[index].key, rate) for index, rate in others))
+        return max(0.0, self._up_to(item, others, key, there.kind, had + want) - had)
 
-    def _bisect(
+    def _up_to(self, item: Item, others: Members, key: Key, kind: GroupKind, want: float) -> float:
+        """The most of `want` beside these others, 0 when none."""
+        if want > self.solo(item, kind) * LEAST_ROOM:
+            self.asked += 1
+            at = (kind, item.key, key)
+            # Remembered: a search asks the same bins often.
+            most = self._rooms.get(at)
+            if most is None:
+                asked = self.asked
+                most = self._rooms[at] = self._largest_room(item, others, kind)
+                self.asked = asked
+            if want > most:
+                return most
+        return want if self.fits(kind, (*others, (item.index, want))) else 0.0
+
+    def _largest_room(self, item: Item, others: Members, kind: GroupKind) -> float:
+        solo = self.solo(item, kind)
+        load = sum(rate / (self.solo(self.items[index], kind) or 1e-9) for index, rate in others)
+        low, high = solo * LEAST_ROOM, solo * min(1.0, LOAD_CEILING - load)
+        # Most bins have no room at all; one question settles those.
+        if high <= low or not self.fits(kind, (*others, (item.index, low))):
+            return 0.0
+        if self.fits(kind, (*others, (item.index, high))):
+            return high
+        return self._edge(item, others, kind, low, high, ROOM_PRECISION * solo)
+
+    def _highest_alone(self, item: Item, kind: GroupKind) -> float:
+        low = self._edge(item, (), kind, 0.0, 1e4, 0.0)
+        # A hair below the edge, so that another order of summation finds it feasible as well.
+        shaved = low * (1 - EDGE)
+        return shaved if self.fits(kind, ((item.index, shaved),)) else low
+
+    def _edge(
         self,
         item: Item,
-        others: tuple[tuple[int, float], ...],
+        others: Members,
         kind: GroupKind,
-        want: float,
-        floor: float = 0.0,
+        low: float,
+        high: float,
+        precision: float,
     ) -> float:
-        if self.fits(kind, (*others, (item.index, want))):
-            return want
-        low, high = floor, want
-        if others or floor:
-            # Most bins have no room at all; one question settles those.
-            least = floor + LEAST_ROOM * (want - floor)
-            if not self.fits(kind, (*others, (item.index, least))):
-                return floor
-            low = least
-        precision = ROOM_PRECISION * want if others else 0.0
+        """The highest rate that fits between one that does and one that does not."""
         while high - low > max(precision, 1e-4 * high, 1e-9):
             middle = (low + high) / 2
             if self.fits(kind, (*others, (item.index, middle))):
                 low = middle
             else:
                 high = middle
-        if low <= floor:
-            return low
-        # A hair below the edge, so that another order of summation finds it feasible as well.
-        shaved = max(floor, low * (1 - EDGE))
-        return shaved if self.fits(kind, (*others, (item.index, shaved))) else low
+        return low

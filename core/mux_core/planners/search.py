@@ -12,12 +12,10 @@ from random import Random
 
 from mux_core.estimator.unit import GroupKind
 from mux_core.planners.capacity import Capacity
-from mux_core.planners.packing import Bin, Item, Oracle
+from mux_core.planners.packing import LOAD_CEILING, Bin, Item, Oracle
 
 TRIES = 24
 """Existing bins asked per insertion, fullest first; bounds the work on large clusters."""
-LOAD_CEILING = 1.6
-"""Bins beyond this load (in solo rates) are not asked: in no profile do shares pay that well."""
 MAX_SPLIT = 3
 LOOSE_PART = 0.6
 """How often a step also takes one of the least loaded bins apart: those are near to vanishing."""
@@ -43,6 +41,17 @@ def empty_packing() -> Packing:
     return Packing([], {}, {})
 
 
+def replicas_of(packing: Packing, item: Item) -> int:
+    return sum(1 for there in packing.bins if there.holds(item.index))
+
+
+def missing_replicas(packing: Packing, items: Sequence[Item]) -> int:
+    """Replicas that must be, beyond the first of each LLM, and are not there."""
+    asking = (item for item in items if item.llm.min_replicas > 1 and item.kinds)
+    return sum(max(0, item.llm.min_replicas - max(1, replicas_of(packing, item)))
+               for item in asking)  # fmt: skip
+
+
 @dataclass(slots=True)
 class Inserter:
     """Puts items into a packing, within the capacity of the cluster."""
@@ -58,7 +67,8 @@ class Inserter:
         if not item.kinds:
             packing.unserved[item.index] = packing.unserved.get(item.index, 0.0) + rate
             return
-        least = self._missing_replicas(packing, item)
+        least = max(0, item.llm.min_replicas - self._replicas(packing, item))
+        least = least if item.llm.min_replicas > 1 else 0
         for _ in range(least):
             rate -= self._insert_piece(packing, item, rate / max(1, least), whole=True)
             least -= 1
@@ -73,13 +83,8 @@ class Inserter:
         if left > 1e-9:
             packing.unserved[item.index] = packing.unserved.get(item.index, 0.0) + left
 
-    def _missing_replicas(self, packing: Packing, item: Item) -> int:
-        if item.llm.min_replicas <= 1:
-            return 0
-        return max(0, item.llm.min_replicas - self._replicas(packing, item))
-
     def _replicas(self, packing: Packing, item: Item) -> int:
-        return sum(1 for there in packing.bins if there.holds(item.index))
+        return replicas_of(packing, item)
 
     def _insert_piece(self, packing: Packing, item: Item, rate: float, *, whole: bool) -> float:
         """Places up to `rate`; how much it placed."""
@@ -143,7 +148,8 @@ class Inserter:
         tried = 0
         for position in self._candidates(packing, item, rate):
             there = packing.bins[position]
-            if there.load + rate / self.oracle.solo(item, there.kind) > LOAD_CEILING:
+            solo = self.oracle.solo(item, there.kind)
+            if solo <= 0 or there.load + rate / solo > LOAD_CEILING:
                 continue
             tried += 1
             if self.oracle.takes(there, item, rate):
@@ -282,7 +288,7 @@ class PackingSearch:
         orders = [self._by_size, self._by_load, self._by_rate][:most]
         start = base or empty_packing()
         packings = [self.fill(start.copy(), sorted(self.items, key=order)) for order in orders]
-        return min(packings, key=self.goal.cost)
+        return min(packings, key=self._cost)
 
     def fill(self, packing: Packing, order: Sequence[Item]) -> Packing:
         """Inserts every item: targets first, then what is left, best rate per GPU first."""
@@ -297,22 +303,25 @@ class PackingSearch:
             beyond = goal.rates[item.index] - max(goal.targets[item.index], served)
             if beyond > 1e-9:
                 rest[item.index] = beyond
-        self._fill_rest(packing, rest)
+        self.fill_rest(packing, rest)
         return packing
 
     def improve(self, best: Packing, budget: Budget, pinned: frozenset[int]) -> Iterator[Packing]:
         """Yields after every step: the best so far. `pinned` units are never taken apart."""
-        cost = self.goal.cost(best)
+        cost = self._cost(best)
         oracle = self.inserter.oracle
         end = oracle.asked + budget.estimates
         for step in range(budget.steps):
             if oracle.asked >= end or not best.bins:
                 return
             candidate = self.attempt(best, pinned, step)
-            found = self.goal.cost(candidate)
+            found = self._cost(candidate)
             if found <= cost:
                 best, cost = candidate, found
             yield best
+
+    def _cost(self, packing: Packing) -> tuple[float, ...]:
+        return (float(missing_replicas(packing, self.items)), *self.goal.cost(packing))
 
     def attempt(self, packing: Packing, pinned: frozenset[int], step: int) -> Packing:
         """Another packing, with a few bins taken apart and their LLMs placed again."""
@@ -320,9 +329,7 @@ class PackingSearch:
         free = {at for at in chosen if packing.bins[at].fixed not in pinned}
         return self.without(packing, free, shuffled=step % 2 == 1)
 
-    def without(
-        self, packing: Packing, positions: set[int], *, shuffled: bool = False
-    ) -> Packing:
+    def without(self, packing: Packing, positions: set[int], *, shuffled: bool = False) -> Packing:
         """Another packing, with these bins taken apart and their LLMs placed again."""
         packing = packing.copy()
         freed = ruin(packing, positions)
@@ -353,9 +360,9 @@ class PackingSearch:
                 self.inserter.insert(packing, self.items[index], first)
             if freed[index] > first:
                 rest[index] = freed[index] - first
-        self._fill_rest(packing, rest)
+        self.fill_rest(packing, rest)
 
-    def _fill_rest(self, packing: Packing, rest: dict[int, float]) -> None:
+    def fill_rest(self, packing: Packing, rest: dict[int, float]) -> None:
         """Demand above the floor, by priority, where a GPU serves most of it first."""
         order = sorted(
             rest, key=lambda i: (-self.items[i].llm.priority, -self.per_gpu(self.items[i]), i)

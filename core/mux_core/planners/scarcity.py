@@ -1,0 +1,220 @@
+"""Too few GPUs for all demand: how goodput and the worst ratio are traded.
+
+For each of a ladder of floors, all LLMs are packed at that part of their demand, on as many GPUs as
+that takes; what the cluster has beyond is added GPU by GPU, each spent on what pays most. Neither
+the packing of a floor nor a step of its climb knows where the climb will end. So every packing
+for N GPUs is on the way to one for N + 1 that is worth no less, and the best of all floors never
+gets worse by one more GPU.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from random import Random
+
+from mux_core.planners.capacity import Capacity
+from mux_core.planners.packing import Item
+from mux_core.planners.search import (
+    Budget,
+    Goal,
+    Inserter,
+    Packing,
+    PackingSearch,
+    missing_replicas,
+)
+
+SEED = 20_240_402
+LADDER = tuple(0.86**step for step in range(1, 24))
+"""Floors, as parts of every demand; the last is 0.03."""
+BASE = Budget(24, 3_000)
+"""Work on the packing of one floor."""
+MOST_IMPROVED = 200
+"""Items up to which that is done."""
+POLISHED = 4
+"""GPUs beyond a floor's own up to which each of them is followed by `STEPS` improving steps."""
+STEPS = 10
+CLIMBS = 32
+"""Largest number of strides of a climb: above so many GPUs they are taken several at a time."""
+REACHES = (1.0, 1.05, 1.25)
+"""Floors that the steps aim at in turn, as parts of the worst ratio reached."""
+CLASS_WEIGHT = 10.0
+EPSILON = 1e-9
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Service:
+    """What a packing serves: goodput as a share of all demand, and the worst ratio.
+
+    `replicas` is minus the number of those that must be and have no place.
+    """
+
+    replicas: int
+    worth: float = field(init=False)
+    goodput: float
+    worst: float
+
+    @property
+    def all_met(self) -> bool:
+        return not self.replicas and self.goodput >= 1 and self.worst >= 1
+
+    def __post_init__(self) -> None:
+        # Goodput counts twice: a floor near its limit costs much goodput for little fairness.
+        object.__setattr__(self, "worth", round(self.goodput**2 * self.worst, 9))
+
+
+def service_of(packing: Packing, items: Sequence[Item]) -> Service:
+    """Of the items that some group can hold.
+
+    A request of one priority counts as `CLASS_WEIGHT` of the next lower one.
+    """
+    weights = _class_weights(items)
+    total = lost = 0.0
+    worst = 1.0
+    for item in items:
+        if not item.kinds:
+            continue
+        weight = weights[item.llm.priority]
+        total += item.rate * weight
+        unserved = packing.unserved.get(item.index, 0.0)
+        lost += unserved * weight
+        worst = min(worst, 1 - unserved / item.rate)
+    return Service(
+        replicas=-missing_replicas(packing, items),
+        goodput=round(1 - lost / total, 9) if total else 1.0,
+        worst=max(0.0, round(worst, 9)),
+    )
+
+
+def _class_weights(items: Sequence[Item]) -> dict[int, float]:
+    classes = sorted({item.llm.priority for item in items})
+    return {priority: CLASS_WEIGHT**at for at, priority in enumerate(classes)}
+
+
+@dataclass(slots=True)
+class Ladder:
+    """Packings by floor. `base` holds what may not move, in units that `pinned` names."""
+
+    inserter: Inserter
+    items: Sequence[Item]
+    base: Packing
+    pinned: frozenset[int]
+
+    def climb(self, most: int = len(LADDER)) -> Iterator[Packing]:
+        """The best packing so far within the capacity, again and again, none worse.
+
+        From at most so many floors.
+        """
+        best = self._filled(self._at_floor(0.0))
+        got = self._service(best)
+        ceiling = got.goodput**2
+        yield best
+        above = 1.0
+        for floor, start in islice(self._starts(), most):
+            # A climb stays below the next floor, and serves no more than a fill without floor.
+            if ceiling * above <= got.worth:
+                return
+            for packing in self._climbed(start, above):
+                if packing is not None and self._service(packing) > got:
+                    best, got = packing, self._service(packing)
+                yield best
+            above = floor
+
+    def floors(self) -> Iterator[tuple[float, Packing]]:
+        """(floor, where its climb ends), the highest floor first."""
+        above = 1.0
+        for floor, start in self._starts():
+            *_, last = self._climbed(start, above)
+            if last is not None:
+                yield floor, last
+            above = floor
+
+    def _starts(self) -> Iterator[tuple[float, Packing]]:
+        """(floor, its packing) for those within the capacity; of equal size, the highest."""
+        fewest: int | None = None
+        for floor in LADDER:
+            start = self._at_floor(floor)
+            if fewest is not None and start.gpus >= fewest:
+                continue
+            fewest = start.gpus
+            if self.inserter.capacity.holds(start.counts):
+                yield floor, start
+
+    def _at_floor(self, floor: float) -> Packing:
+        """`floor` of every demand on as few GPUs as that takes; the rest is unserved."""
+        packing = self.base.copy()
+        if floor > 0:
+            roomy = Inserter(self.inserter.oracle, _multiplied(self.inserter.capacity))
+            search = self._search(roomy, floor)
+            packing = search.construct(1, packing)
+            if len(self.items) <= MOST_IMPROVED:
+                *_, packing = (packing, *search.improve(packing, BASE, self.pinned))
+            packing = packing.copy()
+        held: dict[int, float] = {}
+        for there in packing.bins:
+            for index, rate in there.members:
+                held[index] = held.get(index, 0.0) + rate
+        packing.unserved = {
+            item.index: item.rate - held.get(item.index, 0.0)
+            for item in self.items
+            if item.rate - held.get(item.index, 0.0) > EPSILON * item.rate
+        }
+        return packing
+
+    def _climbed(self, packing: Packing, above: float) -> Iterator[Packing | None]:
+        """None on the way, at last the packing for all GPUs."""
+        limit = self.inserter.capacity.limit
+        first = packing.gpus
+        for gpus in _strides(first, limit):
+            inserter = Inserter(self.inserter.oracle, replace(self.inserter.capacity, limit=gpus))
+            search = self._search(inserter, 1.0)
+            packing = self._filled(packing, search)
+            if gpus <= max(first + POLISHED, first * limit // CLIMBS):
+                for better in self._polished(packing, search, above):
+                    packing = better
+                    yield None
+        yield packing
+
+    def _polished(self, best: Packing, search: PackingSearch, above: float) -> Iterator[Packing]:
+        rank = self._rank(best)
+        for step in range(STEPS):
+            floor = min(1.0, rank[0].worst * REACHES[step % len(REACHES)])
+            targets = tuple(floor * item.rate for item in self.items)
+            search.goal = replace(search.goal, targets=targets, floor=floor)
+            found = search.attempt(best, self.pinned, step)
+            reached = self._rank(found)
+            if reached >= rank and reached[0].worst <= above + EPSILON:
+                best, rank = found, reached
+            yield best
+
+    def _filled(self, packing: Packing, search: PackingSearch | None = None) -> Packing:
+        """What is unserved, as far as there is room, by priority and rate per GPU."""
+        packing = packing.copy()
+        rest, packing.unserved = packing.unserved, {}
+        (search or self._search(self.inserter, 1.0)).fill_rest(packing, rest)
+        return packing
+
+    def _search(self, inserter: Inserter, scale: float) -> PackingSearch:
+        rates = tuple(item.rate * scale for item in self.items)
+        priorities = tuple(item.llm.priority for item in self.items)
+        goal = Goal(rates=rates, priorities=priorities, targets=rates)
+        seed = SEED + inserter.capacity.limit
+        return PackingSearch(inserter, self.items, goal, Random(seed))
+
+    def _service(self, packing: Packing) -> Service:
+        return service_of(packing, self.items)
+
+    def _rank(self, packing: Packing) -> tuple[Service, float]:
+        spread = sum(there.kind.gpus * there.load * there.load for there in packing.bins)
+        return self._service(packing), spread
+
+
+def _strides(first: int, last: int) -> Iterator[int]:
+    stride = max(1, last // CLIMBS)
+    yield from range(first, last, stride)
+    yield last
+
+
+def _multiplied(capacity: Capacity) -> Capacity:
+    """As many such clusters as anything here takes."""
+    places = {kind: count * 1_000 for kind, count in capacity.places.items()}
+    return replace(capacity, places=places, limit=1_000 * max(1, capacity.limit))
