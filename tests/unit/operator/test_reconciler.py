@@ -11,7 +11,7 @@ import pytest
 import world_builders
 from mux_core.actions import EnsureService, InspectModel, StartUnit, WriteUnit
 from mux_core.errors import PeerError, SpecError
-from mux_core.planning import PlacementProblem, Plan
+from mux_core.planning import Choice, PlacementProblem, Plan
 from mux_core.snapshot import UnitAddress
 from mux_core.unitspec import UnitSpec, from_json
 from mux_core.verdicts import ConditionType as C
@@ -294,3 +294,39 @@ async def test_a_pool_that_left_nothing_behind_is_forgotten(stage: Stage) -> Non
     stage.world.pool = None
     await stage.until(lambda: not stage.world.records and not stage.reconciler._memories)
     assert stage.world.carriers == {}
+
+
+class Slow:
+    """A search that takes as long as the test likes."""
+
+    def __init__(self) -> None:
+        self.inner = ThreadSearch(world_builders.PLANNER)
+        self.asked = 0
+        self.goes_on = asyncio.Event()
+
+    async def choose(self, problem: PlacementProblem, *, deadline_s: float) -> Choice:
+        self.asked += 1
+        await self.goes_on.wait()
+        return await self.inner.choose(problem, deadline_s=deadline_s)
+
+    async def close(self) -> None:
+        return
+
+
+async def test_while_the_planner_works_units_are_repaired_and_the_rest_waits(stage: Stage) -> None:
+    await stage.until(lambda: stage.ready("a"))
+    slow = Slow()
+    stage.reconciler._search = slow
+    stage.reconciler._timing = Timing(debounce=0.0, resync=60.0, plan_patience=0.01)
+    stage.world.add(an_llm("b"))
+    await stage.until(lambda: stage.world.said_of_pool(C.PLAN_CURRENT) == ("Unknown", "Planning"))
+    assert stage.world.said("b", C.PLACED) == ("Unknown", "Planning")
+
+    stage.world.die(U0)
+    await stage.until(lambda: (U0, 2) in stage.world.carriers and stage.ready("a"))
+
+    assert stage.world.placed == {U0: ["a"]}
+    slow.goes_on.set()
+    await stage.until(lambda: stage.ready("b"))
+    assert stage.world.placed == {U0: ["a", "b"]}
+    assert stage.cycles("error") == stage.cycles("bug") == 0
