@@ -101,14 +101,16 @@ def _verdict(document: Mapping[str, Any]) -> str:
 def _cards(report: Report) -> str:
     document = report.document
     worst = min(document["models"], key=lambda name: document["models"][name]["ratio"])
-    saved = "" if report.whole_gpus is None else f"{report.whole_gpus} without sharing any"
+    whole = report.whole_gpus
+    saved = "" if whole is None else f"{whole} with whole GPUs for every model"
     cards = (
         (_plain(document["gpus_used"]), "GPUs", saved),
         (f"{document['goodput']:.2f}/s", "requests served",
          f"of {document['offered']:.2f}/s offered{_between(document, 'goodput', '{:.2f}')}"),
-        (f"{document['worst_ratio']:.1%}", "served of the worst-off model",
+        (f"{document['worst_ratio']:.1%}", "served, worst model",
          worst + _between(document, "worst_ratio", "{:.1%}")),
-        (f"{document['slo'][HEADLINE_SCALE]:.1%}", f"within {HEADLINE_SCALE} x the latency alone",
+        (f"{document['slo'][HEADLINE_SCALE]:.1%}",
+         f"within {HEADLINE_SCALE} x the unloaded latency",
          f"worst model {document['slo_worst'][HEADLINE_SCALE]:.1%}"),
     )  # fmt: skip
     items = "\n".join(
@@ -164,8 +166,8 @@ def _sections(report: Report) -> Iterable[str]:
             f"Memory and batches in unit {view.unit}",
             "KV memory moves to whoever has requests; the decode batch is how many answers a "
             "model generates at once.",
-            over_time_chart(view, "kv"),
-            over_time_chart(view, "batch"),
+            _captioned("KV memory held, percent of the unit's", over_time_chart(view, "kv")),
+            _captioned("Answers generated at once", over_time_chart(view, "batch")),
         )
     if document["moves"]:
         yield _section("What moved", "Plans taken up while requests were served.",
@@ -179,6 +181,12 @@ _MODELS_TEXT = (
     "Rates in requests per second, times in milliseconds. TTFT is the time to the first token, "
     "TPOT the time per token after it."
 )
+
+
+def _captioned(caption: str, chart: str) -> str:
+    if not chart:
+        return ""
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{chart}</figure>"
 
 
 def _section(title: str, text: str, *bodies: str) -> str:

@@ -1,6 +1,7 @@
 """`muxserve simulate`: what a plan and a policy make of a workload, request by request."""
 
 import argparse
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def _draw(
 def measure(
     systems: list[System], workload: Workload, *, seeds: int, at_once: int | None
 ) -> list[Measured]:
-    """Runs every system with every seed. Raises SpecError where nothing was measured."""
+    """Runs every system with every seed; paired, since a seed means the same requests to all."""
     scenarios = [system.scenario for system in systems]
     numbers = range(1, seeds + 1) if scenarios[0].traffic.seeded else range(1, 2)
     # Seed by seed, so that an interruption leaves the systems with about as many runs each.
@@ -133,11 +134,12 @@ def measure(
 
 
 def _measurable(records: list[RunRecord | None], window: Window) -> list[RunRecord]:
-    """Runs that came to the window, at least one."""
+    """Runs that came to the window; at least one, or what was interrupted ends here."""
     kept = [r for r in records if r is not None and r.until > window.warmup]
     if not kept:
-        raise SpecError(f"interrupted inside the warm-up of {window.warmup:g} s; nothing was "
-                        "measured")  # fmt: skip
+        print(f"interrupted inside the warm-up of {window.warmup:g} s; nothing was measured",
+              file=sys.stderr)  # fmt: skip
+        raise KeyboardInterrupt
     begun = sum(record is not None for record in records)
     if begun < len(records) or len(kept) < begun:
         kept[-1] = replace(kept[-1], interrupted=True)
