@@ -2,10 +2,12 @@
 
     MuxError
      ├── SpecError       what the user wrote is wrong; do not retry until it changes
-     │    └── UnsupportedModel   the checkpoint asks for something no engine here has
+     │    ├── UnsupportedModel   the checkpoint asks for something no engine here has
+     │    └── RequestRefused     this request can never be served as it is
      ├── CapacityError   it does not fit now; may fit later, carries a typed reason
      ├── PeerError       API server, unit or engine failed us; retry after `retry_after_s`
      └── InvariantError  our own bug; never caught to go on as if nothing happened
+          └── BadGrant        a host was granted what it may not be
 
 Every message names subject, value, limit and fix, in that order where they exist.
 """
@@ -21,6 +23,10 @@ class SpecError(MuxError):
 
 class UnsupportedModel(SpecError):
     """A checkpoint names an architecture or a field value no engine here supports."""
+
+
+class RequestRefused(SpecError):
+    """This request can never be served as it is (too long, unknown value)."""
 
 
 class CapacityError(MuxError):
@@ -41,3 +47,7 @@ class PeerError(MuxError):
 
 class InvariantError(MuxError):
     """A rule of ours is broken; a bug, counted and reported, never hidden."""
+
+
+class BadGrant(InvariantError):
+    """The scheduler granted what it may not."""

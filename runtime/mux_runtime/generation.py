@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mux_core.engine import Output, Sampling
-from mux_core.errors import CapacityError, PeerError, SpecError
+from mux_core.errors import CapacityError, PeerError, RequestRefused
+
+__all__ = ["GenerationRequest", "Generator", "ModelNotServing", "QueueFull", "RequestRefused",
+           "ServedModel"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +55,6 @@ class ModelNotServing(PeerError):
 
 class QueueFull(CapacityError):
     """The model's queue in this unit is at its bound."""
-
-
-class RequestRefused(SpecError):
-    """This request can never be served as it is (too long, unknown value)."""
 
 
 class Generator(Protocol):

@@ -29,8 +29,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mux_core.engine import Grant, HostStats, KVGeometry, KVHandoff, Phase, Sampling, StepResult
-from mux_core.errors import InvariantError, PeerError, SpecError
-from mux_runtime.generation import RequestRefused
+from mux_core.errors import BadGrant, PeerError, RequestRefused, SpecError
 from mux_runtime.kvpool.client import Arena, WeightArena
 
 __all__ = [
@@ -54,10 +53,6 @@ class AttachFailed(PeerError):
 
 class EngineFault(PeerError):
     """The host is gone or beyond trust; its epoch's rows and its lease are reclaimed."""
-
-
-class BadGrant(InvariantError):
-    """The scheduler granted what it may not."""
 
 
 class PoolHandle(Protocol):

@@ -3,7 +3,8 @@
 import pytest
 
 from mux_core.engine import Grant, KVGeometry, Phase, Sampling
-from mux_runtime.engines.torch.requests import Request, first_phase, plan_step, rows_needed
+from mux_core.host_rules import first_phase
+from mux_runtime.engines.torch.requests import Request, plan_step, rows_needed
 
 GEOMETRY = KVGeometry(layers=1, kv_heads=1, head_dim=8, dtype="float32", block_tokens=4,
                       run_units=2)  # fmt: skip

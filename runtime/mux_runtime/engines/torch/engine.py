@@ -2,7 +2,6 @@
 
 import resource
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,11 +20,11 @@ from mux_core.engine import (
     Sampling,
     StepResult,
 )
+from mux_core.errors import RequestRefused
+from mux_core.host_rules import RowBooks, check_request, first_phase
 from mux_runtime.engines.host import (
-    BadGrant,
     EngineFault,
     PoolHandle,
-    RequestRefused,
     WeightsHandle,
 )
 from mux_runtime.engines.torch.attention import Span, StepAttention
@@ -37,11 +36,10 @@ from mux_runtime.engines.torch.requests import (
     Chunk,
     Request,
     StepPlan,
-    first_phase,
     plan_step,
     rows_needed,
 )
-from mux_runtime.engines.torch.sampler import Draw, check_sampling, logprobs, sample
+from mux_runtime.engines.torch.sampler import Draw, logprobs, sample
 from mux_runtime.engines.torch.start import TorchStart
 from mux_runtime.engines.torch.weights import on_device, share_weights
 
@@ -63,8 +61,7 @@ class TorchEngine:
         self._opened: _Opened | None = None
         self._requests: dict[str, Request] = {}
         self._tables: dict[str, torch.Tensor] = {}
-        self._owned: set[int] = set()
-        self._shared: Counter[int] = Counter()
+        self._books = RowBooks(start.geometry, 0)
         self._last_step: int | None = None
 
     @property
@@ -78,15 +75,20 @@ class TorchEngine:
         shared = share_weights(pool, weights, layout(self._start.config, dtype.itemsize), dtype)
         model = DenseModel(self._start.config, on_device(shared, on.torch))
         kv = PagedKv(self._memory(pool, on, self.geometry), self.geometry, settings.unit_bytes)
+        self._books = RowBooks(self.geometry, kv.units)
         self._opened = _Opened(model=model, kv=kv)
         model.warm_up()
         on.wait_idle()
 
     def add(self, rid: str, token_ids: Sequence[int], sampling: Sampling, *, prompt_len: int,
             kv: KVHandoff | None = None, detach: bool = False) -> None:  # fmt: skip
-        self._check_request(rid, token_ids, sampling, prompt_len)
+        if rid in self._requests:
+            raise RequestRefused(f"request {rid}: is on this host already; choose another id")
+        check_request(rid, token_ids, sampling, prompt_len=prompt_len,
+                      vocab=self._start.config.geometry.vocab,
+                      longest=self._start.max_model_len)  # fmt: skip
         if kv is not None:
-            self._check_adopted(rid, kv, len(token_ids))
+            self._books.check_adopted(rid, kv, len(token_ids))
         computed = kv.num_tokens if kv else 0
         request = Request(
             rid=rid, tokens=list(token_ids), prompt_len=prompt_len, sampling=sampling,
@@ -98,7 +100,7 @@ class TorchEngine:
 
     def step(self, grant: Grant) -> StepResult:
         begun = time.monotonic()
-        self._check_grant(grant)
+        self._books.check_grant(grant, self._last_step)
         self._last_step = grant.step
         plan = plan_step(self._requests.values(), grant, self.geometry)
         prefill, decode = plan.tokens(Phase.PREFILL), plan.tokens(Phase.DECODE)
@@ -130,7 +132,7 @@ class TorchEngine:
         return HostStats(
             waiting=len(self._requests) - running,
             running=running,
-            owned_rows=len(self._owned) // self.geometry.row_runs,
+            owned_rows=self._books.owned_rows,
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             device_bytes=self._device.peak_bytes(),
             sms=self._device.sms(),
@@ -141,77 +143,13 @@ class TorchEngine:
         self._opened = None
         self._tables.clear()
 
-    def _check_request(
-        self, rid: str, tokens: Sequence[int], sampling: Sampling, prompt_len: int
-    ) -> None:
-        vocab, longest = self._start.config.geometry.vocab, self._start.max_model_len
-        if rid in self._requests:
-            raise RequestRefused(f"request {rid}: is on this host already; choose another id")
-        if not 1 <= prompt_len <= len(tokens):
-            raise RequestRefused(f"request {rid}: prompt_len {prompt_len} of {len(tokens)} tokens; "
-                                 "use 1 to their number")  # fmt: skip
-        if len(tokens) >= longest:
-            raise RequestRefused(f"request {rid}: {len(tokens)} tokens; the model reads at most "
-                                 f"{longest}, one of them new; shorten the prompt")  # fmt: skip
-        if not 0 <= min(tokens) <= max(tokens) < vocab:
-            raise RequestRefused(f"request {rid}: token ids {min(tokens)} to {max(tokens)}; the "
-                                 f"model has 0 to {vocab - 1}")  # fmt: skip
-        check_sampling(sampling, vocab)
-        if len(tokens) - prompt_len >= sampling.max_tokens:
-            raise RequestRefused(f"request {rid}: has {len(tokens) - prompt_len} of max_tokens "
-                                 f"{sampling.max_tokens} outputs already")  # fmt: skip
-
-    def _check_adopted(self, rid: str, kv: KVHandoff, tokens: int) -> None:
-        if kv.geometry != self.geometry:
-            raise RequestRefused(f"request {rid}: its rows have {kv.geometry}, this host "
-                                 f"{self.geometry}; hosts of one model agree")  # fmt: skip
-        if not 0 <= kv.num_tokens < tokens:
-            raise RequestRefused(f"request {rid}: KV of {kv.num_tokens} tokens for {tokens}; at "
-                                 "least the last token must be left to run")  # fmt: skip
-        if len(kv.rows) < self.geometry.rows_for(kv.num_tokens):
-            raise RequestRefused(f"request {rid}: {len(kv.rows)} rows do not hold the KV of "
-                                 f"{kv.num_tokens} tokens")  # fmt: skip
-        if not 0 <= kv.shared_rows * self.geometry.block_tokens <= kv.num_tokens:
-            raise RequestRefused(f"request {rid}: {kv.shared_rows} shared rows, KV of "
-                                 f"{kv.num_tokens}; only filled rows are shared")  # fmt: skip
-        private = self._runs(kv.rows[kv.shared_rows :])
-        shared = self._runs(kv.rows[: kv.shared_rows])
-        if private is None or shared is None or private & shared:
-            raise RequestRefused(f"request {rid}: its rows are not rows of this pool, each named "
-                                 "once")  # fmt: skip
-        if private & (self._owned | self._shared.keys()) or shared & self._owned:
-            raise RequestRefused(f"request {rid}: one of its rows belongs to another request here")
-
-    def _check_grant(self, grant: Grant) -> None:
-        if self._last_step is not None and grant.step != self._last_step + 1:
-            raise BadGrant(f"grant: step {grant.step} after {self._last_step}; they count by one")
-        if grant.token_budget < 0 or grant.max_seqs < 0:
-            raise BadGrant(f"grant {grant.step}: token_budget {grant.token_budget}, max_seqs "
-                           f"{grant.max_seqs}; at least 0")  # fmt: skip
-        leased = self._runs(grant.lease)
-        if leased is None:
-            raise BadGrant(f"grant {grant.step}: its lease holds no rows of this pool, each named "
-                           "once")  # fmt: skip
-        if not leased.isdisjoint(self._owned) or not leased.isdisjoint(self._shared):
-            raise BadGrant(f"grant {grant.step}: it leases a row that a request here holds")
-
-    def _runs(self, rows: Sequence[Row]) -> set[int] | None:
-        """All run ids of `rows`; None unless each is a run of this pool and named once."""
-        width = self.geometry.row_runs
-        runs = set(chain.from_iterable(rows))
-        whole = all(len(row) == width for row in rows) and len(runs) == len(rows) * width
-        last = self._kv.units - self.geometry.run_units
-        return runs if whole and (not runs or 0 <= min(runs) <= max(runs) <= last) else None
-
     def _take(self, request: Request, rows: Sequence[Row]) -> None:
         """Makes `rows` the request's; adopted ones come before any leased one."""
         if not rows:
             return
         first = len(request.rows)
         request.rows.extend(rows)
-        shared = request.rows[first : request.shared]
-        self._shared.update(chain.from_iterable(shared))
-        self._owned.update(chain.from_iterable(rows[len(shared) :]))
+        self._books.take(rows, shared=max(0, request.shared - first))
         table = self._kv.table(rows)
         known = self._tables.get(request.rid)
         self._tables[request.rid] = table if known is None else torch.cat([known, table])
@@ -226,8 +164,7 @@ class TorchEngine:
     def _leave(self, rid: str) -> Request:
         request = self._requests.pop(rid)
         self._tables.pop(rid, None)
-        self._owned.difference_update(chain.from_iterable(request.private_rows))
-        self._shared -= Counter(chain.from_iterable(request.rows[: request.shared]))
+        self._books.drop(request.rows, shared=request.shared)
         return request
 
     def _run(self, plan: StepPlan) -> tuple[Output, ...]:

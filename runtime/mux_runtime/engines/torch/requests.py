@@ -70,11 +70,6 @@ class StepPlan:
         return sum(chunk.tokens for chunk in self.chunks if chunk.request.phase is phase)
 
 
-def first_phase(tokens: int, prompt_len: int, computed: int) -> Phase:
-    """DECODE if all but the last token are computed and that one is an output."""
-    return Phase.DECODE if computed == tokens - 1 >= prompt_len else Phase.PREFILL
-
-
 def plan_step(requests: Iterable[Request], grant: Grant, geometry: KVGeometry) -> StepPlan:
     """Fills the grant. A request short of rows runs what its rows hold, or waits."""
     queued = list(requests)

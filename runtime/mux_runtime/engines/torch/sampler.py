@@ -12,11 +12,9 @@ from typing import Final
 import torch
 
 from mux_core.engine import Sampling, TokenLogprob
-from mux_runtime.engines.host import RequestRefused
 
 GREEDY_BELOW: Final = 1e-5
 """Temperatures that would only overflow."""
-MAX_LOGPROBS: Final = 20
 _LIKELY: Final = 512
 """Tokens that nearly always hold the mass a top_p asks for."""
 
@@ -36,31 +34,6 @@ class Draw:
         s = self.sampling
         penalised = s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0
         return s.temperature < GREEDY_BELOW and not penalised and not self.ends
-
-
-def check_sampling(sampling: Sampling, vocab: int) -> None:
-    """Raises RequestRefused for a value outside its limits."""
-    s = sampling
-    limits = (
-        ("max_tokens", s.max_tokens, s.max_tokens >= 1, "at least 1"),
-        ("temperature", s.temperature, 0 <= s.temperature <= 100, "0 to 100"),
-        ("top_p", s.top_p, 0 < s.top_p <= 1, "above 0, at most 1"),
-        ("top_k", s.top_k, s.top_k >= -1, "at least 1; 0 or -1 for all"),
-        ("min_p", s.min_p, 0 <= s.min_p <= 1, "0 to 1"),
-        ("presence_penalty", s.presence_penalty, -2 <= s.presence_penalty <= 2, "-2 to 2"),
-        ("frequency_penalty", s.frequency_penalty, -2 <= s.frequency_penalty <= 2, "-2 to 2"),
-        ("repetition_penalty", s.repetition_penalty, 0 < s.repetition_penalty <= 100,
-         "above 0, at most 100"),
-        ("min_tokens", s.min_tokens, 0 <= s.min_tokens <= s.max_tokens,
-         f"0 to max_tokens ({s.max_tokens})"),
-        ("logprobs", s.logprobs, s.logprobs is None or 0 <= s.logprobs <= MAX_LOGPROBS,
-         f"0 to {MAX_LOGPROBS}"),
-        ("stop_token_ids", s.stop_token_ids, all(0 <= x < vocab for x in s.stop_token_ids),
-         f"ids of 0 to {vocab - 1}"),
-    )  # fmt: skip
-    for name, value, fits, limit in limits:
-        if not fits:
-            raise RequestRefused(f"sampling: {name} is {value}; use {limit}")
 
 
 def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
