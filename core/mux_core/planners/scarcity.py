@@ -108,8 +108,7 @@ class Ladder:
         got = self._service(best)
         ceiling = got.goodput**2
         yield best
-        above = 1.0
-        for floor, start in islice(self._starts(), most):
+        for _, above, start in islice(self._starts(), most):
             # A climb stays below the next floor, and serves no more than a fill without floor.
             if ceiling * above <= got.worth:
                 return
@@ -117,27 +116,25 @@ class Ladder:
                 if packing is not None and self._service(packing) > got:
                     best, got = packing, self._service(packing)
                 yield best
-            above = floor
 
     def floors(self) -> Iterator[tuple[float, Packing]]:
         """(floor, where its climb ends), the highest floor first."""
-        above = 1.0
-        for floor, start in self._starts():
+        for floor, above, start in self._starts():
             *_, last = self._climbed(start, above)
             if last is not None:
                 yield floor, last
-            above = floor
 
-    def _starts(self) -> Iterator[tuple[float, Packing]]:
-        """(floor, its packing) for those within the capacity; of equal size, the highest."""
+    def _starts(self) -> Iterator[tuple[float, float, Packing]]:
+        """(floor, the next higher one, its packing) within the capacity; the highest per size."""
         fewest: int | None = None
+        above = 1.0
         for floor in LADDER:
             start = self._at_floor(floor)
             if fewest is not None and start.gpus >= fewest:
                 continue
-            fewest = start.gpus
             if self.inserter.capacity.holds(start.counts):
-                yield floor, start
+                yield floor, above, start
+            fewest, above = start.gpus, floor
 
     def _at_floor(self, floor: float) -> Packing:
         """`floor` of every demand on as few GPUs as that takes; the rest is unserved."""
