@@ -6,7 +6,7 @@ the moves cost.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, inf
 from random import Random
 
 from mux_core.estimator.queueing import QueueingUnits
@@ -19,8 +19,8 @@ from mux_core.planners.forecast import predict
 from mux_core.planners.fresh import Fresh
 from mux_core.planners.holding import (
     breaks_rules,
-    closed_units,
     everyone_placed,
+    full_units,
     held_packing,
 )
 from mux_core.planners.keeping import kept_packing, pinned_packing
@@ -156,10 +156,10 @@ class _Run:
 
     def _adding(self) -> Iterator[Packing]:
         """What runs, with additions; then what is worth disturbing it."""
-        self.oracle.closed = closed_units(self.problem)
+        self.oracle.full = full_units(self.problem)
         best = held = self.held = held_packing(self.problem, self.oracle, self._inserter())
         yield held
-        self.oracle.closed = _barred(self.problem)
+        self.oracle.full = frozenset()
         if self.problem.current.units:
             kept, _ = kept_packing(self.problem, self.oracle, self._inserter())
             if breaks_rules(held, self.oracle) or self._is_worth(held, kept):
@@ -184,7 +184,7 @@ class _Run:
         if kept.unserved:
             return True
         least = sum(
-            max(item.rate / self.oracle.solo(item, kind) * kind.gpus / SHARING_GAIN
+            max(item.rate / (self.oracle.solo(item, kind) or inf) * kind.gpus / SHARING_GAIN
                 for kind in item.kinds[:1])
             for item in self.items if item.kinds
         )  # fmt: skip

@@ -1,5 +1,6 @@
 """Why a plan is as it is: what was rejected, who has no place, what held while planning."""
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
 
@@ -91,8 +92,8 @@ def _names(there: Bin, oracle: Oracle) -> str:
 def unplaced(packing: Packing, oracle: Oracle, problem: PlacementProblem) -> tuple[Unplaced, ...]:
     """Every LLM with unserved demand, with the reason; who has a place is served best effort."""
     if problem.policy.best_effort:
-        short = [item for item in oracle.items
-                 if _replicas(packing, item) < item.llm.min_replicas]  # fmt: skip
+        counts = Counter(index for there in packing.bins for index, _ in there.members)
+        short = [item for item in oracle.items if counts[item.index] < item.llm.min_replicas]
         return tuple(_without_place(packing, item, oracle, problem) for item in short)
     return tuple(
         _unserved(packing, oracle.items[index], rate, problem)
@@ -101,14 +102,10 @@ def unplaced(packing: Packing, oracle: Oracle, problem: PlacementProblem) -> tup
     )
 
 
-def _replicas(packing: Packing, item: Item) -> int:
-    return sum(1 for there in packing.bins if there.rate_of(item.index) is not None)
-
-
 def _unserved(packing: Packing, item: Item, rate: float, problem: PlacementProblem) -> Unplaced:
     if not item.kinds:
         return _too_large(item, problem)
-    partly = _replicas(packing, item) > 0
+    partly = any(there.rate_of(item.index) is not None for there in packing.bins)
     what = f"{rate:.3g} of {item.rate:.3g} requests/s" if partly else "a replica"
     return Unplaced(
         model=item.llm.name,

@@ -38,15 +38,11 @@ def surplus(problem: PlacementProblem) -> Surplus:
     )
 
 
-def closed_units(problem: PlacementProblem) -> frozenset[tuple[ModelName, int]]:
-    """(LLM, index of a current unit) that may not come together without a restart."""
+def full_units(problem: PlacementProblem) -> frozenset[int]:
+    """Indices of current units that nobody can join without a restart of who is there."""
     live = live_nodes(problem)
-    return frozenset(
-        (llm.name, position)
-        for position, unit in enumerate(problem.current.units)
-        for llm in problem.llms
-        if (unit.group.node not in live and _is_full(unit)) or (llm.name, unit.id) in problem.barred
-    )
+    return frozenset(at for at, unit in enumerate(problem.current.units)
+                     if unit.group.node not in live and _is_full(unit))  # fmt: skip
 
 
 def live_nodes(problem: PlacementProblem) -> frozenset[str]:
@@ -112,18 +108,32 @@ def everyone_placed(packing: Packing, problem: PlacementProblem, inserter: Inser
     """`packing` with the least replicas of everyone, as far as memory goes, and all demand sent."""
     result = packing.copy()
     items = inserter.oracle.items
+    places = _places(result, len(items))
     for item in sorted(items, key=lambda item: (-item.llm.priority, item.index)):
-        _force(result, item, inserter)
+        _force(result, item, places[item.index], inserter)
     before = _rates_now(problem)
     for item in items:
-        _send(result, item, before, inserter.oracle)
+        _send(result, item, places[item.index], before, inserter.oracle)
     return result
 
 
-def _force(packing: Packing, item: Item, inserter: Inserter) -> None:
+Places = dict[int, float]
+"""Rates of one LLM by the position of the bin."""
+
+
+def _places(packing: Packing, items: int) -> list[Places]:
+    """By item."""
+    found: list[Places] = [{} for _ in range(items)]
+    for at, there in enumerate(packing.bins):
+        for index, rate in there.members:
+            found[index][at] = rate
+    return found
+
+
+def _force(packing: Packing, item: Item, places: Places, inserter: Inserter) -> None:
     """Replicas that are missing: in the least loaded bin that may hold them, else in a new one."""
     short = packing.unserved.get(item.index, 0.0)
-    missing = item.llm.min_replicas - len(_places(packing, item))
+    missing = item.llm.min_replicas - len(places)
     for _ in range(missing):
         rate = max(short / missing, item.rate / item.llm.min_replicas * 1e-3)
         allowed = [at for at, there in enumerate(packing.bins)
@@ -131,15 +141,21 @@ def _force(packing: Packing, item: Item, inserter: Inserter) -> None:
         if allowed:
             at = min(allowed, key=lambda at: (packing.bins[at].load, at))
             packing.bins[at] = inserter.oracle.joined(packing.bins[at], item, rate)
-        elif not inserter.open_smallest(packing, item, rate):
+        elif inserter.open_smallest(packing, item, rate):
+            at = len(packing.bins) - 1
+        else:
             return
+        places[at] = rate
 
 
 def _send(
-    packing: Packing, item: Item, before: Mapping[tuple[ModelName, int], float], oracle: Oracle
+    packing: Packing,
+    item: Item,
+    places: Places,
+    before: Mapping[tuple[ModelName, int], float],
+    oracle: Oracle,
 ) -> None:
     """All of a model's demand goes to the replicas it has, as before where little changed."""
-    places = _places(packing, item)
     total = sum(places.values())
     if total <= 0:
         return
@@ -150,15 +166,10 @@ def _send(
     if same and all(had.values()) and moved <= SHIFT * item.rate:
         wanted = had
     for at, rate in wanted.items():
-        there = packing.bins[at]
-        members = [(i, round(rate, 6) if i == item.index else r) for i, r in there.members]
-        packing.bins[at] = oracle.make(there.kind, members, there.fixed)
-
-
-def _places(packing: Packing, item: Item) -> dict[int, float]:
-    """Positions of the bins that hold the item, with its rates."""
-    found = ((at, there.rate_of(item.index)) for at, there in enumerate(packing.bins))
-    return {at: rate for at, rate in found if rate is not None}
+        if rate != places[at]:
+            there = packing.bins[at]
+            members = [(i, round(rate, 6) if i == item.index else r) for i, r in there.members]
+            packing.bins[at] = oracle.make(there.kind, members, there.fixed)
 
 
 def _rates_now(problem: PlacementProblem) -> dict[tuple[ModelName, int], float]:

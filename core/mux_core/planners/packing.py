@@ -87,6 +87,8 @@ class Oracle:
     _keys: dict[Hashable, int] = field(default_factory=dict)
     closed: frozenset[tuple[ModelName, int]] = frozenset()
     """LLMs that may not join a bin that continues the current unit of that index."""
+    full: frozenset[int] = frozenset()
+    """Indices of current units that nobody may join."""
     _rooms: dict[tuple[GroupKind, int, Key], float] = field(default_factory=dict)
     asked: int = 0
     """Questions so far, answered from memory or not: what a search budget counts."""
@@ -94,7 +96,7 @@ class Oracle:
     def forget_items(self) -> None:
         """Starts a new problem; answers stay, they depend on costs and rates alone."""
         self.items = []
-        self.closed = frozenset()
+        self.closed, self.full = frozenset(), frozenset()
         if len(self._fits) > MAX_REMEMBERED:
             self._fits.clear()
             self._rooms.clear()
@@ -159,7 +161,7 @@ class Oracle:
         """The rules that need no estimate: tenants, exclusiveness, memory, what a unit can read."""
         kind = there.kind
         held = item.footprints.get(kind)
-        if held is None or (self.closed and (item.name, there.fixed) in self.closed):
+        if held is None or there.fixed in self.full or (item.name, there.fixed) in self.closed:
             return False
         if not there.members:
             return True
