@@ -38,6 +38,8 @@ CLIMBS = 32
 REACHES = (1.0, 1.05, 1.25)
 """Floors that the steps aim at in turn, as parts of the worst ratio reached."""
 CLASS_WEIGHT = 10.0
+MARGIN = 1.05
+"""Most goodput of any climb over that of a fill without floor; climbs that cannot win are left out."""
 EPSILON = 1e-9
 
 
@@ -106,10 +108,10 @@ class Ladder:
         """
         best = self._filled(self._at_floor(0.0))
         got = self._service(best)
-        ceiling = got.goodput**2
+        ceiling = min(1.0, MARGIN * got.goodput) ** 2
         yield best
         for _, above, start in islice(self._starts(), most):
-            # A climb stays below the next floor, and serves no more than a fill without floor.
+            # A climb stays below the next floor, and serves hardly more than a fill without floor.
             if ceiling * above <= got.worth:
                 return
             for packing in self._climbed(start, above):
