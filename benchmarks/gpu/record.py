@@ -7,9 +7,11 @@ A file says on what and by which command it was made; a script that is cut leave
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import platform
+import runpy
 import shlex
 import statistics
 import subprocess
@@ -39,6 +41,7 @@ def arguments(description: str, *, seconds: float) -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=seconds,
                         help=f"begin nothing new after so long ({seconds:.0f})")  # fmt: skip
     parser.add_argument("--reps", type=int, default=10, help="repetitions after warming up")
+    parser.add_argument("--percents", type=int, nargs="+", help="shares (default: all tens)")
     return parser
 
 
@@ -48,6 +51,7 @@ class Recorder:
     def __init__(self, row: int, name: str, args: argparse.Namespace) -> None:
         self.begun = time.monotonic()
         self.limit_s = float(args.seconds)
+        self.percents: list[int] | None = args.percents
         gpu = _gpu() if args.device == "cuda" else {"name": "cpu"}
         self.document: Json = {
             "row": row, "name": name, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -148,14 +152,17 @@ def _gpu() -> Json:
 
 
 def _software() -> Json:
-    try:
-        import torch
-    except ImportError:
-        versions: Json = {"torch": None, "cuda": None}
-    else:
-        versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    return {**versions, "python": platform.python_version(), "kernel": platform.release(),
+    return {**_torch(), "python": platform.python_version(), "kernel": platform.release(),
             "cpus": len(os.sched_getaffinity(0))}  # fmt: skip
+
+
+def _torch() -> Json:
+    """torch's versions, read from its files: importing it takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return {"torch": None, "cuda": None}
+    names = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    return {"torch": str(names["__version__"]), "cuda": names["cuda"]}
 
 
 def _commit() -> Json:

@@ -33,6 +33,8 @@ def points(record: Recorder, host: Child, device: str, reps: int, **where: Any) 
         if record.is_over("decode", batch=batch, context=context, **where):
             return
         if not host.ask(do="fits", batch=batch, context=context):
+            record.failure("decode", "left out: its KV does not fit", batch=batch, context=context,
+                           **where)  # fmt: skip
             continue
         with record.attempt("decode", batch=batch, context=context, **where):
             seconds = host.ask(do="decode", batch=batch, context=context, reps=reps)
@@ -52,7 +54,6 @@ def main() -> None:
     parser = arguments(__doc__.splitlines()[0], seconds=480)
     parser.add_argument("--models", nargs="+", default=None, help="1.7b, 4b, 8b")
     parser.add_argument("--kv-gib", type=float, default=24.0)
-    parser.add_argument("--percents", nargs="+", type=int, default=None)
     args = parser.parse_args()
     models = args.models or (["4b"] if args.device == "cuda" else ["tiny"])
     kv_bytes = int(args.kv_gib * (1 << 30)) if args.device == "cuda" else 16 << 20
@@ -60,7 +61,7 @@ def main() -> None:
         record.fact("engine path", ENGINE_PATH)
         with checkpoints(record, models, args.seed) as made, mps(record) as shares:
             for name in models:
-                for percent in args.percents or shares.percents:
+                for percent in shares.percents:
                     if record.is_over("share", model=name, percent=percent):
                         break
                     with record.attempt("share", model=name, percent=percent):

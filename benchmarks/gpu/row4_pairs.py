@@ -24,6 +24,11 @@ PAIRS = (("decode", "decode"), ("prefill", "decode"), ("prefill", "prefill"))
 SPLITS = ((50, 50), (70, 30), (30, 70), (100, 100))
 
 
+def split_of(text: str) -> tuple[int, int]:
+    first, _, second = text.partition("/")
+    return int(first), int(second)
+
+
 def alone(host: Child, side: dict[str, Any], seconds: float) -> list[float]:
     host.ask(do="loop", seconds=min(0.5, seconds), **side)
     return list(host.ask(do="loop", seconds=seconds, **side))
@@ -57,7 +62,7 @@ def measure(
     record: Recorder, models: tuple[Path, Path], args: Any, shares: Any, seconds: float
 ) -> None:
     kv_bytes = 12 << 30 if args.device == "cuda" else 16 << 20
-    splits = SPLITS if shares.control is not None else ((100, 100),)
+    splits = args.splits if shares.control is not None else ((100, 100),)
     for split in splits:
         if record.is_over("split", split=list(split)):
             return
@@ -74,6 +79,7 @@ def measure(
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0], seconds=300)
     parser.add_argument("--models", nargs=2, default=None, help="two of 1.7b, 4b, 8b")
+    parser.add_argument("--splits", nargs="+", type=split_of, default=SPLITS, help="e.g. 70/30")
     parser.add_argument("--loop-seconds", type=float, default=3.0)
     args = parser.parse_args()
     models = args.models or (["4b", "4b"] if args.device == "cuda" else ["tiny", "tiny"])

@@ -1,8 +1,10 @@
 """An MPS daemon for the time of one script, and the processes that run under its shares."""
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,8 @@ from record import Recorder
 
 from mux_runtime.sm.mps import MpsControl, MpsPaths, MpsUnavailable, client_environment
 
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 PERCENTS = (100, 50, 30, 70, 20, 80, 10, 60, 40, 90)
 """The most telling shares first: a script that is cut has a curve."""
 
@@ -24,10 +28,11 @@ class Shares:
     """How to start a process at a share. Without MPS there is the whole GPU and nothing else."""
 
     control: MpsControl | None
+    wanted: Sequence[int] = PERCENTS
 
     @property
     def percents(self) -> Sequence[int]:
-        return PERCENTS if self.control is not None else (100,)
+        return self.wanted if self.control is not None else (100,)
 
     def environment(self, percent: int) -> dict[str, str]:
         if self.control is None:
@@ -55,7 +60,7 @@ def mps(record: Recorder, *, user: int | None = None) -> Iterator[Shares]:
             yield Shares(None)
             return
         try:
-            yield Shares(control)
+            yield Shares(control, record.percents or PERCENTS)
         finally:
             control.quit()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -76,7 +81,8 @@ def _start(control: MpsControl, folder: Path, user: int | None) -> "subprocess.P
     with log.open("ab") as file:
         daemon = subprocess.Popen(
             control.daemon_argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            start_new_session=True, env={**os.environ, **paths.environment()}, **own,
+            start_new_session=True, preexec_fn=_end_with_parent,
+            env={**os.environ, **paths.environment()}, **own,
         )  # fmt: skip
     try:
         control.wait_until_up(lambda: None if daemon.poll() is None else log.read_text()[-400:])
@@ -87,13 +93,20 @@ def _start(control: MpsControl, folder: Path, user: int | None) -> "subprocess.P
     return daemon
 
 
+def _end_with_parent() -> None:
+    """Between fork and exec: however this script ends, the kernel ends what it started."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Child:
     """A script of ours at a share, told one JSON line at a time."""
 
     def __init__(self, script: str, arguments: Sequence[str], environment: dict[str, str]) -> None:
         line = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
-        self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, env={**os.environ, **environment})  # fmt: skip
+        self.process = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            preexec_fn=_end_with_parent, env={**os.environ, **environment},
+        )  # fmt: skip
 
     def ask(self, **command: object) -> Any:
         """Sends a command and waits for its answer. RuntimeError when the child fails it."""

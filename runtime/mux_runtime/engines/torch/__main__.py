@@ -20,8 +20,6 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     # Read by torch's libraries when they load; more threads than granted SMs would steal.
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    # Threads that wait must not spin: other hosts share these cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Hosts share the cores: a thread that spins at a barrier takes the core of the one it waits
     # for. On two busy cores a small forward pass took 278 ms spinning and 48 ms sleeping.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
