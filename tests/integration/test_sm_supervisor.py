@@ -142,5 +142,5 @@ def test_a_gpu_unit_on_a_machine_without_one_says_so(tmp_path: Path) -> None:
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert asked.returncode == 2
-    assert "GPU" in asked.stderr
+    assert "unit: NoGPU: unit u: device CUDA, but NVML" in asked.stderr
     assert "Traceback" not in asked.stderr

@@ -7,6 +7,7 @@ from mux_core.lifecycle import MemberState
 from mux_core.reasons import Reason
 from mux_runtime.brain.members import UnitMembers
 from mux_runtime.control import control_pb2 as pb
+from mux_runtime.scheduler.hosts import HostSlot
 from mux_runtime.scheduler.members import Counters, Member
 from mux_runtime.scheduler.unit import UnitScheduler
 
@@ -45,6 +46,8 @@ def _member(
         message = unanswerable[m.model]
     elif state is MemberState.SERVING and answering is not None and m.model not in answering:
         state, reason, message = MemberState.STARTING, Reason.STARTING, "its tokenizer is loading"
+    elif state is MemberState.SERVING:
+        message = "; ".join(filter(None, [message, *map(_old_share, m.slots.values())]))
     return pb.MemberStatus(
         model=m.model, served_name=m.spec.served_name, state=state, reason=reason, message=message,
         permanent=permanent, counters=_counters(m.counters), waiting=len(m.queue),
@@ -54,6 +57,14 @@ def _member(
         weight_bytes=m.card.weight_bytes if m.card is not None else 0,
         hosts=[_host(m, phase) for phase in Phase],
     )  # fmt: skip
+
+
+def _old_share(slot: HostSlot) -> str:
+    """A process on a GPU keeps the share it was started with."""
+    if not slot.seen_sms or slot.percent == slot.started_percent:
+        return ""
+    return (f"its {slot.phase} host runs at {slot.started_percent} % of the SMs until it starts "
+            f"again; {slot.percent} % is planned")  # fmt: skip
 
 
 def _host(m: Member, phase: Phase) -> pb.HostStatus:

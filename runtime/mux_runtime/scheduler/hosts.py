@@ -17,11 +17,13 @@ class HostSlot:
 
     `newcomers` are residents that the process was not given yet. `aborts` wait for the host's next
     idle moment. `pace_ms` is a running mean per step. `call` is the task that talks to the host.
+    `percent` is planned, `started_percent` what the present process was started with.
     """
 
     model: str
     phase: Phase
     percent: int
+    started_percent: int = 0
     epoch: int = 0
     state: HostState = HostState.STARTING
     host: Host | None = None

@@ -51,7 +51,7 @@ class HostKeeper:
         """Runs until cancelled or given up; the process is gone in both cases."""
         failures = 0
         while True:
-            slot.epoch = self.next_epoch()
+            slot.epoch, slot.started_percent = self.next_epoch(), slot.percent
             order = HostOrder(model=slot.model, phase=slot.phase, epoch=slot.epoch,
                               percent=slot.percent)  # fmt: skip
             opened_at = asyncio.get_running_loop().time()

@@ -172,4 +172,5 @@ def _mps_processes(pipe: Path) -> Iterator[int]:
 
 
 def _pids(answer: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in answer.split() if word.isdigit())
+    """Lines that are a number and nothing else: a complaint may name one, too."""
+    return tuple(int(line) for line in answer.splitlines() if line.strip().isdigit())

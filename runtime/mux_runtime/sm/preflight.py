@@ -28,6 +28,11 @@ class GpuUnfit(SpecError):
         super().__init__(message)
         self.reason = reason
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether others may end it, so that the same start may succeed later."""
+        return self.reason in (Unfit.GPU_IN_USE, Unfit.MPS_DAEMON_PRESENT)
+
 
 def choose_gpu(
     devices: Sequence[GpuDevice], *, gpus: int, environment: Mapping[str, str] = os.environ

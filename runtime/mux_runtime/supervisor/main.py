@@ -281,9 +281,9 @@ def main(argv: Sequence[str]) -> int:
     paths.prepare()
     try:
         mps = _gpu(spec, paths)
-    except SpecError as error:
-        print(f"unit: {error}", file=sys.stderr)
-        return UNUSABLE
+    except GpuUnfit as error:
+        print(f"unit: {error.reason}: {error}", file=sys.stderr)
+        return 1 if error.may_pass else UNUSABLE
     supervisor = Supervisor(
         paths=paths,
         brain_argv=[sys.executable, "-m", "mux_runtime", "brain", *argv],
@@ -303,6 +303,8 @@ def _gpu(spec: UnitSpec, paths: UnitPaths) -> MpsControl | None:
     """What shares the unit's GPU, which every child then sees alone. Raises GpuUnfit."""
     if spec.device is not Device.CUDA:
         return None
+    # Our own former life must not look like somebody else's processes.
+    end_leftovers(paths.mps.pipe)
     try:
         with open_nvml() as nvml:
             gpu = choose_gpu(nvml.devices(), gpus=spec.gpus)

@@ -50,6 +50,7 @@ def test_an_unfit_gpu_is_refused(
     with pytest.raises(GpuUnfit) as refused:
         choose_gpu(devices, gpus=gpus, environment=environment)
     assert refused.value.reason is reason
+    assert refused.value.may_pass is (reason is Unfit.GPU_IN_USE)
     assert message in str(refused.value)
 
 

@@ -1,20 +1,25 @@
 """A host whose share is not what was asked never serves, and the member says why."""
 
 import asyncio
+from pathlib import Path
 from typing import cast
 
 import pytest
 
-from mux_core.engine import HostStats
+from mux_core.engine import HostStats, Phase
 from mux_core.lifecycle import MemberState
 from mux_core.reasons import Reason
 from mux_runtime.brain.hosts import HostProcess
+from mux_runtime.brain.members import UnitMembers
+from mux_runtime.brain.report import unit_status
+from mux_runtime.control import control_pb2 as pb
 from mux_runtime.engines.host import EngineDescription
 from mux_runtime.sm.shares import ShareNotVerified
 from mux_runtime.wire import HostLink
 from scheduler_builders import geometry, unit
 from scheduler_builders import spec as member_spec
 from sm_builders import FakePartition
+from unit_tree_builders import unit_spec
 
 
 class OpenLink:
@@ -51,6 +56,27 @@ async def test_another_share_is_refused_and_lets_the_next_host_start(kind: str) 
     with pytest.raises(ShareNotVerified):
         await host.open()
     assert left == ["gate"]
+
+
+async def test_a_new_share_is_told_until_the_host_starts_again(tmp_path: Path) -> None:
+    box = unit()
+    wanted = unit_spec([member_spec("a")], memory_bytes=512 * 256, unit_bytes=256)
+    members = UnitMembers(box.scheduler, wanted, tmp_path / "spec.json")
+    members.reconcile()
+    await box.serving("a")
+
+    def told() -> pb.MemberStatus:
+        (one,) = unit_status(members, "s", answering=None, unanswerable={}).members
+        return one
+
+    box.scheduler.resize_member(member_spec("a", decode_percent=50))
+    assert told().message == "", "without a GPU the new share holds at once"
+    box.host("a", Phase.DECODE).sms = 38
+    assert told().message == ("its decode host runs at 30 % of the SMs until it starts again; "
+                              "50 % is planned")  # fmt: skip
+    assert {h.phase: (h.planned_percent, h.seen_sms) for h in told().hosts} == {
+        "prefill": (60, 0), "decode": (50, 38)}  # fmt: skip
+    await box.scheduler.close()
 
 
 async def test_a_member_whose_host_has_a_wrong_share_fails_with_the_reason() -> None:
