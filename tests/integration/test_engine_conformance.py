@@ -25,23 +25,39 @@ from engine_builders import (
 )
 from mux_core.engine import Finish, Grant, KVHandoff, Sampling
 from mux_runtime.engines.host import BadGrant, RequestRefused
+from sim_host_builders import sim_host, simulated_models
 
 pytestmark = pytest.mark.engine
 
-BACKENDS: dict[str, MakeHost] = {"torch-cpu": torch_host, "torch-cuda": torch_cuda_host}
+BACKENDS: dict[str, MakeHost] = {"torch-cpu": torch_host, "torch-cuda": torch_cuda_host,
+                                 "simulator": sim_host}  # fmt: skip
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no NVIDIA GPU here")
+WITH_WEIGHTS = ["torch-cpu", pytest.param("torch-cuda", marks=[pytest.mark.gpu, ON_GPU])]
+has_weights = pytest.mark.parametrize("backend", WITH_WEIGHTS, indirect=True)
 OUTPUTS = 32
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, KnownModel]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, KnownModel]:
     return write_known_models(Path(tmp_path_factory.mktemp("models")))
 
 
-@pytest.fixture(params=["torch-cpu",
-                        pytest.param("torch-cuda", marks=[pytest.mark.gpu, ON_GPU])])  # fmt: skip
-def make_host(request: pytest.FixtureRequest) -> MakeHost:
-    return BACKENDS[request.param]
+@pytest.fixture(params=[*WITH_WEIGHTS, "simulator"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def models(backend: str, request: pytest.FixtureRequest) -> dict[str, KnownModel]:
+    if backend == "simulator":
+        return simulated_models()
+    found: dict[str, KnownModel] = request.getfixturevalue("checkpoints")
+    return found
+
+
+@pytest.fixture
+def make_host(backend: str) -> MakeHost:
+    return BACKENDS[backend]
 
 
 @pytest.fixture
@@ -81,6 +97,7 @@ def give_back(world: World, driver: Driver, kv: KVHandoff | None) -> None:
     world.give_back(kv.rows, driver.geometry)
 
 
+@has_weights
 class TestGreedyTokens:
     """K1, K2: tokens are transformers' tokens, however the work is cut and moved."""
 
@@ -510,6 +527,7 @@ class TestSharedRows:
         world.give_back(prefix, driver.geometry)
 
 
+@has_weights
 class TestSampling:
     """K11: draws are reproducible and depend on seed and output index alone."""
 
