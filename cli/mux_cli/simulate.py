@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mux_cli.output import output_argument, print_result
+from mux_cli.plan_plot import make_folder
 from mux_cli.report import write_report
 from mux_cli.simulate_arguments import (
     Window,
@@ -19,7 +20,7 @@ from mux_cli.simulate_document import Measured, run_document
 from mux_cli.simulate_runs import Job, Scenario, run_all
 from mux_cli.simulate_systems import System, make_system, system_arguments
 from mux_cli.simulate_table import print_run
-from mux_cli.simulate_views import SWEEP, load_sweep, unit_view
+from mux_cli.simulate_views import SWEEP, UnitView, load_sweep, shown_unit, unit_view
 from mux_cli.workload_file import Workload, read_workload
 from mux_core.errors import SpecError
 from mux_core.planners.strategies import STRATEGIES
@@ -72,25 +73,39 @@ def run(args: argparse.Namespace) -> int:
     """Simulates and prints."""
     started = time.monotonic()
     window = read_window(args)
+    _check_outputs(args)
     workload = read_workload(args.workload)
     traffic = read_traffic(args, workload, window)
     system = make_system(
         args, workload, strategy=args.strategy, policy=args.policy, traffic=traffic,
         window=window, plan=args.plan,
     )  # fmt: skip
+    shown = shown_unit(system.scenario.placement, args.unit)
     (measured,) = measure([system], workload, seeds=args.seeds, at_once=args.jobs)
     document = run_document(measured, seconds=time.monotonic() - started, check=args.check)
     _refuse_unsteady(document, args.overload)
     if args.plot or args.report:
-        _draw(args, document, measured, system, workload)
+        view = None if shown is None else unit_view(shown, measured.records[0])
+        _draw(args, document, view, system, workload)
     print_result(document, args.output, print_run)
     return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """What cannot be written is better known before hours of simulation than after."""
+    if args.plot:
+        make_folder(args.plot)
+    if args.report and not args.report.absolute().parent.is_dir():
+        raise SpecError(f"--report {args.report}: its folder does not exist; make it or choose "
+                        "another")  # fmt: skip
+    if args.sweep and not all(factor > 0 for factor in args.sweep):
+        raise SpecError(f"--sweep {' '.join(map(str, args.sweep))}: factors on the rates, above 0")
 
 
 def _draw(
     args: argparse.Namespace,
     document: dict[str, Any],
-    measured: Measured,
+    view: UnitView | None,
     system: System,
     workload: Workload,
 ) -> None:
@@ -99,7 +114,6 @@ def _draw(
     bases = latency_bases(workload.llms, workload.nodes, workload.tables)
     scenario = system.scenario
     document["sweep"] = load_sweep(scenario, bases, factors, at_once=args.jobs)
-    view = unit_view(scenario.placement, measured.records[0], args.unit)
     if args.plot:
         from mux_cli.simulate_plot import plot_run
 

@@ -4,18 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mux_cli.plan_plot import make_folder
 from mux_cli.simulate_views import UnitView
 
 PHASE_ALPHA = {"prefill": 1.0, "decode": 0.55}
 
 
 def plot_run(document: Mapping[str, Any], view: UnitView | None, folder: Path) -> list[Path]:
-    """Writes the pictures into `folder`; their paths. Leaves out what was not simulated."""
+    """Writes the pictures into a folder; their paths. Leaves out what was not simulated."""
     import matplotlib
 
     matplotlib.use("Agg")
-    make_folder(folder)
     drawn: list[tuple[str, Callable[[Any], None]]] = [
         ("attainment.png", lambda axes: _attainment(document, axes)),
     ]

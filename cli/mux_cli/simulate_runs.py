@@ -79,11 +79,11 @@ def run_one(job: Job, *, told: Callable[[float], None], stop: Callable[[], bool]
 
 def run_all(jobs: Sequence[Job], *, at_once: int | None = None) -> list[RunRecord | None]:
     """Records in the order of `jobs`; None for those that Ctrl-C kept from beginning."""
-    cores = at_once or len(os.sched_getaffinity(0))
+    cores = min(len(jobs), at_once or len(os.sched_getaffinity(0)))
     with _interruptible() as stop, _Progress(jobs) as progress:
-        if min(cores, len(jobs)) == 1:
+        if cores <= 1:
             return list(_one_by_one(jobs, stop, progress))
-        return _together(jobs, min(cores, len(jobs)), stop, progress)
+        return _together(jobs, cores, stop, progress)
 
 
 def _one_by_one(

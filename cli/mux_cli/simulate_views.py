@@ -30,26 +30,27 @@ class UnitView:
     spans: tuple[Span, ...]
 
 
-def unit_view(placement: Placement, record: RunRecord, wanted: str | None) -> UnitView | None:
-    """The unit of that id, else of the shared ones the fullest. None without units."""
+def shown_unit(placement: Placement, wanted: str | None) -> Unit | None:
+    """The unit of that id, else the one that most demand is sent to, shared ones first."""
     units = [unit for unit in placement.units if unit.members]
     if wanted is not None:
         units = [unit for unit in units if unit.id == wanted]
         if not units:
             raise SpecError(f"--unit {wanted}: not in the plan; it has "
                             f"{', '.join(unit.id for unit in placement.units)}")  # fmt: skip
-    if not units:
-        return None
 
-    def crowd(unit: Unit) -> tuple[bool, float]:
-        held = sum(m.kv_mean for m in record.members if m.unit == unit.id)
-        return len(unit.members) > 1, held
+    def asked(unit: Unit) -> tuple[bool, float]:
+        return len(unit.members) > 1, sum(m.rate for m in unit.members) / unit.group.size
 
-    chosen = max(units, key=crowd)
+    return max(units, key=asked, default=None)
+
+
+def unit_view(unit: Unit, record: RunRecord) -> UnitView:
+    """What a run saw of a unit."""
     return UnitView(
-        unit=chosen.id, group=chosen.group,
-        members=tuple(m for m in record.members if m.unit == chosen.id),
-        spans=tuple(span for span in record.spans if span.unit == chosen.id),
+        unit=unit.id, group=unit.group,
+        members=tuple(m for m in record.members if m.unit == unit.id),
+        spans=tuple(span for span in record.spans if span.unit == unit.id),
     )  # fmt: skip
 
 
