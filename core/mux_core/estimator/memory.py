@@ -38,6 +38,10 @@ def kv_per_token(llm: Llm) -> float:
 
 
 def overhead_s(llm: Llm) -> float:
-    """Scheduling per sequence and step: as released for the shipped tables, else half of that."""
-    shipped = llm.geometry is None and llm.profile is not None
-    return reference_model(llm.profile or "").overhead_s if shipped else 5e-5
+    """Scheduling per sequence and step: as released for the shipped tables, else half of that.
+
+    Costs that were measured, or fitted to what was, hold what a unit adds to a step already.
+    """
+    if llm.profile is None:
+        return 5e-5
+    return reference_model(llm.profile).overhead_s if llm.geometry is None else 0.0

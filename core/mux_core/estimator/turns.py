@@ -16,17 +16,23 @@ Both move each other: the rounds go on until activities stand still.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from math import exp, inf, log
+from math import exp
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mux_core.costmodel.interference import Interference
 from mux_core.costmodel.measured_pairs import PairInterference
 from mux_core.costmodel.profile import Profile, profile_of
 from mux_core.costmodel.table import StepTable
+from mux_core.engine import kv_geometry
 from mux_core.estimator.memory import fixed_bytes, kv_per_token, room_bytes
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitOutcome
+from mux_core.llm import Llm
 from mux_core.placement import Share
 from mux_core.planning import PlanReason
 from mux_core.units import Bytes, ModelName, Percent
+from mux_core.unitspec import UNIT_BYTES
 
 ROUNDS = 60
 STILL = 1e-4
@@ -36,8 +42,17 @@ EXACT_MEMBERS = 8
 """Up to so many members, every set of active ones is looked at; beyond, only their mean number."""
 TAIL = 0.01
 
+Floats = NDArray[np.float64]
+
+BATCH: Floats = np.arange(1.0, MOST_BATCH + 1)
 Lengths = Sequence[tuple[float, float]]
 """Equally likely (prompt, output) tokens of a model's requests."""
+Crowd = tuple[float, tuple[float, ...]]
+"""A chance, and seconds of a step of each member that decodes then."""
+
+
+def _none() -> Floats:
+    return np.zeros(0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,14 +64,15 @@ class _Member:
     profile: Profile
     lengths: Lengths
     token_bytes: float
-    prompt: float
+    block_tokens: int
+    context: float
     output: float
     prefills: tuple[float, ...]
-    steps: tuple[float, ...]
+    steps: Floats
     activity: float = 0.0
     busy_step: float = 0.0
-    waits: tuple[float, ...] = ()
-    chances: tuple[float, ...] = ()
+    waits: Floats = field(default_factory=_none)
+    chances: Floats = field(default_factory=_none)
 
     @property
     def prefill_s(self) -> float:
@@ -64,7 +80,7 @@ class _Member:
 
     @property
     def decoding(self) -> float:
-        return sum(n * chance for n, chance in enumerate(self.chances))
+        return float(BATCH @ self.chances[1:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +112,7 @@ class TurnUnits:
         members = [self._member(kind, ask) for ask in asks]
         unit = self._settle(members)
         room = room_bytes(kind) - sum(fixed_bytes(ask.llm, kind) for ask in asks)
-        outcomes = tuple(self._outcome(member, unit) for member in members)
+        outcomes = tuple(self._outcome(member, members, unit) for member in members)
         return _verdict(outcomes, asks, room, self.headroom)
 
     def _member(self, kind: GroupKind, ask: Ask) -> _Member:
@@ -105,18 +121,17 @@ class TurnUnits:
         lengths = self.lengths.get(llm.name) or (
             (llm.demand.prompt_tokens, llm.demand.output_tokens),
         )
-        prompt = sum(p for p, _ in lengths) / len(lengths)
         # A long output is there for longer, so it weighs more in the contexts that steps see.
         decoded = sum(o for _, o in lengths)
         context = sum(o * (p + o / 2) for p, o in lengths) / decoded
         curve = profile.decode_curve(tensor=kind.gpus, percent=share.decode, context=context)
         return _Member(
             ask=ask, share=share, profile=profile, lengths=lengths,
-            token_bytes=kv_per_token(llm), prompt=prompt,
+            token_bytes=kv_per_token(llm), block_tokens=_block_tokens(llm), context=context,
             output=sum(max(0.0, o - 1) for _, o in lengths) / len(lengths),
             prefills=tuple(profile.prefill_s(tensor=kind.gpus, percent=share.prefill, batch=1,
                                              tokens=p) for p, _ in lengths),
-            steps=tuple(curve.at(n) for n in range(1, MOST_BATCH + 1)),
+            steps=np.array([curve.at(n) for n in BATCH]),
         )  # fmt: skip
 
     def _settle(self, members: Sequence[_Member]) -> _Unit:
@@ -124,6 +139,8 @@ class TurnUnits:
         widest = max((max(m.share.decode, m.share.prefill) for m in members), default=100)
         servers = max(1, 100 // widest)
         factors = _pair_factors(self.interference)
+        for member in members:
+            member.busy_step = float(member.steps[0])
         unit = _Unit(servers=servers, prefilling=0.0, factors=factors)
         for _ in range(ROUNDS):
             unit = _Unit(servers=servers, prefilling=_prefilling(members, factors), factors=factors)
@@ -137,22 +154,30 @@ class TurnUnits:
                 break
         return unit
 
-    def _outcome(self, member: _Member, unit: _Unit) -> MemberOutcome:
+    def _outcome(self, member: _Member, members: Sequence[_Member], unit: _Unit) -> MemberOutcome:
         ask, output = member.ask, member.output
-        done = sum(chance * n / wait for n, (chance, wait)
-                   in enumerate(zip(member.chances[1:], member.waits, strict=True), 1))  # fmt: skip
+        done = float(member.chances[1:] @ (BATCH / member.waits))
         served = min(ask.rate, done / output) if output else ask.rate
-        wait, busy = _prefill_wait(member, unit)
+        wait, busy = _prefill_wait(member, members, unit)
         bases = [self.request_s + p * _prefill_factor(unit) for p in member.prefills]
         decode_s = member.decoding / (ask.rate * output) if ask.rate and output else 0.0
         return MemberOutcome(
             served=served, share=member.share, kv=Bytes(int(_held(member))),
-            utilisation=ask.rate * output * member.waits[-1] / MOST_BATCH,
+            utilisation=ask.rate * output * float(member.waits[-1]) / MOST_BATCH,
             ttft_mean_s=sum(bases) / len(bases) + wait,
             ttft_p99_s=_tail_of(bases, wait, busy),
             tpot_mean_s=decode_s or None,
             tpot_p99_s=_step_tail(member) if output else None,
         )  # fmt: skip
+
+
+def _block_tokens(llm: Llm) -> int:
+    """Tokens of a KV block of the member."""
+    shape = llm.geometry
+    if shape is None:
+        return 1
+    return kv_geometry(layers=shape.layers, kv_heads=shape.kv_heads, head_dim=shape.head_dim,
+                       dtype=shape.dtype, unit_bytes=UNIT_BYTES).block_tokens  # fmt: skip
 
 
 def _pair_factors(given: Interference) -> PairInterference:
@@ -189,75 +214,77 @@ def _solve(member: _Member, others: Sequence[_Member], unit: _Unit) -> None:
     """Step waits by batch, then how often each batch is met."""
     crowds = list(_crowds(others))
     held = list(_held_servers(unit))
-    member.waits = tuple(_wait(step, crowds, held, unit) for step in member.steps)
-    chances = _batches(member.ask.rate * member.output, member.waits)
-    member.chances = chances
-    member.activity = 1 - chances[0]
-    busy = sum(chances[1:])
-    member.busy_step = sum(
-        chance * step for chance, step in zip(chances[1:], member.steps, strict=True)
-    ) / busy if busy else member.steps[0]  # fmt: skip
+    member.waits = _waits(member, crowds, held, unit)
+    member.chances = _batches(member.ask.rate * member.output, member.waits)
+    member.activity = 1 - float(member.chances[0])
+    busy = member.chances[1:]
+    member.busy_step = float(busy @ member.steps / busy.sum() if busy.sum() else member.steps[0])
 
 
-def _crowds(others: Sequence[_Member]) -> Iterator[tuple[float, float]]:
-    """(chance, seconds of steps) of every set of other members that decode."""
-    if len(others) >= EXACT_MEMBERS:
-        yield 1.0, sum(m.activity * m.busy_step for m in others)
+def _crowds(members: Sequence[_Member]) -> Iterator[Crowd]:
+    """Every set of members that decode at once, as their steps, and its chance."""
+    if len(members) > EXACT_MEMBERS:
+        many = round(sum(m.activity for m in members))
+        busiest = sorted(members, key=lambda m: -m.activity)[:many]
+        yield 1.0, tuple(m.busy_step for m in busiest)
         return
-    for present in product((False, True), repeat=len(others)):
-        chance = seconds = 0.0
+    for present in product((False, True), repeat=len(members)):
         chance = 1.0
-        for here, other in zip(present, others, strict=True):
-            chance *= other.activity if here else 1 - other.activity
-            seconds += other.busy_step if here else 0.0
-        yield chance, seconds
+        for here, member in zip(present, members, strict=True):
+            chance *= member.activity if here else 1 - member.activity
+        yield chance, tuple(m.busy_step for here, m in zip(present, members, strict=True) if here)
 
 
-def _wait(
-    step: float, crowds: Sequence[tuple[float, float]], held: Sequence[tuple[int, float]],
-    unit: _Unit,
-) -> float:  # fmt: skip
-    """Seconds between two tokens, in a batch whose step takes `step` alone."""
-    speed = 0.0
+def _waits(
+    member: _Member, crowds: Sequence[Crowd], held: Sequence[tuple[int, float]], unit: _Unit
+) -> Floats:
+    """Seconds between two tokens of the member, by batch."""
+    speed = np.zeros_like(member.steps)
     for k, chance in held:
         free = unit.servers - k
         if not free:
             continue
-        for likely, seconds in crowds:
+        for likely, others in crowds:
             factor = 1.0
             if k:
                 factor = unit.factors.decode_factor(1.0)
-            elif seconds and unit.servers > 1:
+            elif others and unit.servers > 1:
                 factor = unit.factors.decode_by_decode
-            turn = max(step, (step + seconds) / free)
+            turn = member.steps
+            if len(others) >= free:
+                # Nobody steps again before every other one has.
+                turn = np.maximum(turn, (turn + sum(others)) / free)
             speed += chance * likely / (turn * factor)
-    return 1 / speed if speed else inf
+    return 1 / speed
 
 
-def _batches(tokens_per_s: float, waits: Sequence[float]) -> tuple[float, ...]:
+def _batches(tokens_per_s: float, waits: Floats) -> Floats:
     """The chance of 0, 1, 2... requests decoding: each token keeps one there for a wait."""
-    logs = [0.0]
-    for n, wait in enumerate(waits, 1):
-        ratio = tokens_per_s * wait / n
-        logs.append(logs[-1] + log(ratio) if ratio > 0 else -inf)
-    top = max(logs)
-    weights = [exp(value - top) for value in logs]
-    total = sum(weights)
-    return tuple(weight / total for weight in weights)
+    if tokens_per_s <= 0:
+        return np.concatenate(([1.0], np.zeros_like(waits)))
+    ratios = np.log(tokens_per_s * waits / BATCH)
+    logs = np.concatenate(([0.0], np.cumsum(ratios)))
+    weights = np.exp(logs - logs.max())
+    return np.asarray(weights / weights.sum())
 
 
-def _prefill_wait(member: _Member, unit: _Unit) -> tuple[float, float]:
+def _prefill_wait(member: _Member, members: Sequence[_Member], unit: _Unit) -> tuple[float, float]:
     """(mean wait for a server and for its own host, the chance that there is any)."""
     held = dict(_held_servers(unit))
-    # While it decodes, its unit's servers are taken in turn: a prefill waits for the rest of one.
-    rest = member.busy_step / 2 / unit.servers
+    full = rest = 0.0
+    for likely, steps in _crowds(members):
+        for k, chance in held.items():
+            if steps and len(steps) + k >= unit.servers:
+                full += likely * chance
+                rest += likely * chance * sum(steps) / len(steps)
+    # The first of so many steps that began at any moment ends, on average, so early.
+    rest /= 1 + unit.servers
     queue = held[unit.servers] * member.prefill_s / max(1e-6, unit.servers - unit.prefilling)
     own = min(0.99, member.ask.rate * member.prefill_s)
     square = sum(p * p for p in member.prefills) / len(member.prefills)
     before = member.ask.rate * square / 2 / (1 - own)
-    crowded = min(1.0, member.activity + unit.prefilling / unit.servers)
-    wait = crowded * rest + queue + before
-    return wait, min(1.0, crowded + own)
+    busy = min(1.0, full + own + held[unit.servers])
+    return rest + queue + before, busy
 
 
 def _tail_of(bases: Sequence[float], wait: float, busy: float) -> float:
@@ -278,21 +305,16 @@ def _over(spare: float, wait: float, busy: float) -> float:
 
 def _step_tail(member: _Member) -> float:
     """The wait that all but `TAIL` of tokens have."""
-    tokens = [n * chance for n, chance in enumerate(member.chances)][1:]
-    total = sum(tokens)
-    passed = 0.0
-    for share, wait in zip(tokens, member.waits, strict=True):
-        passed += share
-        if total and passed >= (1 - TAIL) * total:
-            return wait
-    return member.waits[0]
+    passed = np.cumsum(BATCH * member.chances[1:])
+    if not passed[-1]:
+        return float(member.waits[0])
+    at = int(np.searchsorted(passed, (1 - TAIL) * passed[-1]))
+    return float(member.waits[min(at, len(BATCH) - 1)])
 
 
 def _held(member: _Member) -> float:
-    """Bytes of KV that its decoding requests hold on average."""
-    decoded = sum(o for _, o in member.lengths)
-    context = sum(o * (p + o / 2) for p, o in member.lengths) / decoded
-    return member.decoding * context * member.token_bytes
+    """Bytes of KV that its decoding requests hold on average; the last block is half full."""
+    return member.decoding * (member.context + member.block_tokens / 2) * member.token_bytes
 
 
 def _verdict(
