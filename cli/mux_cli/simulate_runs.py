@@ -25,6 +25,7 @@ from mux_cli.simulate_arguments import Traffic, Window
 from mux_core.costmodel.table import StepTable
 from mux_core.placement import Placement
 from mux_core.planning import PlacementProblem
+from mux_core.simulator.kv import KvRule, estimated_kv, planned_kv
 from mux_core.simulator.policies import policy_factory
 from mux_core.simulator.record import RunRecord
 from mux_core.simulator.run import Settings, simulate
@@ -32,6 +33,8 @@ from mux_core.simulator.workloads import arrivals
 
 QUIET_S: Final = 2.0
 """Runs that take longer say how far they are."""
+KV_RULES: Final[Mapping[str, KvRule]] = {"estimated": estimated_kv, "planned": planned_kv}
+"""How much KV a unit has: what the estimator says is left, or what the plan divides."""
 LOOK_S: Final = 0.2
 SAY_S: Final = 5.0
 """How often, where standard error is no terminal."""
@@ -49,6 +52,7 @@ class Scenario:
     window: Window
     policy: str = "adbs"
     switches: Mapping[str, bool] = field(default_factory=dict)
+    kv: str = "estimated"
     check: bool = False
 
 
@@ -66,7 +70,7 @@ def run_one(job: Job, *, told: Callable[[float], None], stop: Callable[[], bool]
     traffic = scenario.traffic
     settings = Settings(
         seconds=window.seconds + window.tail, warmup=window.warmup, tables=scenario.tables,
-        check=scenario.check, on_progress=told, stop=stop,
+        kv=KV_RULES[scenario.kv], check=scenario.check, on_progress=told, stop=stop,
     )  # fmt: skip
     return simulate(
         scenario.problem,

@@ -2,18 +2,23 @@
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mux_cli.plan import plan_for, planning_arguments, problem_of, read_switches
 from mux_cli.plan_document import read_placement
 from mux_cli.simulate_arguments import Traffic, Window
-from mux_cli.simulate_runs import Scenario
+from mux_cli.simulate_runs import KV_RULES, Scenario
 from mux_cli.workload_file import Workload
 from mux_core.costmodel.profile import profile_of
 from mux_core.errors import SpecError
-from mux_core.placement import Placement, Unit
-from mux_core.units import ModelName, NodeName
+from mux_core.placement import Placement, Share, Unit
+from mux_core.units import ModelName, NodeName, Percent
+
+PLANNED_KV = ("muxserve-released", "muxserve-fixed", "temporal")
+"""Their KV is the fraction of each GPU that MuxServe's planner gives, not all that is left."""
+UNSHARED = "spatial-replicas"
+WHOLE = Share(prefill=Percent(100), decode=Percent(100))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +33,9 @@ class System:
 def system_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds how to plan and how policies behave."""
     planning_arguments(parser)
+    parser.add_argument("--kv", choices=sorted(KV_RULES),
+                        help="KV of a unit: what the estimator leaves (estimated), or what the "
+                        "plan divides (planned, the default of MuxServe's strategies)")  # fmt: skip
     parser.add_argument("--policy-switch", action="append", default=[], metavar="NAME=on|off",
                         help="one behaviour of a released policy; repeatable")  # fmt: skip
 
@@ -47,6 +55,8 @@ def make_system(
     if plan is None:
         made = plan_for(args, workload, strategy=strategy)
         problem, placement = made.problem, made.plan.proposed
+        if strategy == UNSHARED:
+            placement = _unshared(placement)
     else:
         placement = read_placement(plan, flag="--plan")
         problem = problem_of(args, workload, Placement())
@@ -59,9 +69,20 @@ def make_system(
     scenario = Scenario(
         label=f"{strategy}/{policy}", problem=problem, placement=placement,
         tables=workload.tables, traffic=traffic, window=window, policy=policy,
-        switches=read_switches(args.policy_switch), check=bool(getattr(args, "check", False)),
+        switches=read_switches(args.policy_switch),
+        kv=args.kv or ("planned" if strategy in PLANNED_KV else "estimated"),
+        check=bool(getattr(args, "check", False)),
     )  # fmt: skip
     return System(strategy=strategy, scenario=scenario, notes=tuple(notes))
+
+
+def _unshared(placement: Placement) -> Placement:
+    """Whole GPUs run at 100 %; their plan is priced at the 90 % that MuxServe's rules know."""
+    units = tuple(
+        unit.with_members(tuple(replace(member, share=WHOLE) for member in unit.members))
+        for unit in placement.units
+    )
+    return Placement(units=units)
 
 
 def _strategy_of(plan: Path) -> str:

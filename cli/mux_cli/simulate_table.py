@@ -31,8 +31,12 @@ def headline(document: Mapping[str, Any]) -> str:
         f"{_with_interval(document, 'goodput')} of {document['offered']:.2f} requests/s on "
         f"{document['gpus_used']:.4g} GPUs, worst ratio {_with_interval(document, 'worst_ratio')}\n"
         f"{window['seconds']:g} s after a warm-up of {window['warmup']:g} s, "
-        f"{document['seeds']} seed{'s' if document['seeds'] > 1 else ''}, 95 % intervals"
+        f"{_seeds(document)}, 95 % intervals"
     )
+
+
+def _seeds(document: Mapping[str, Any]) -> str:
+    return "1 seed" if document["seeds"] == 1 else f"{document['seeds']} seeds"
 
 
 def warnings(document: Mapping[str, Any]) -> list[str]:
@@ -130,7 +134,7 @@ def print_comparison(document: Mapping[str, Any], console: Console) -> None:
 
 def _systems(document: Mapping[str, Any]) -> Table:
     scales = list(document["systems"][0]["result"]["slo"])
-    table = Table(title=f"{document['seeds']} seeds; attainment in %, SLO scale above")
+    table = Table(title=f"{_seeds(document)}; attainment in %, SLO scale above")
     for column in ("system", "goodput/s", "worst ratio", "GPUs", *scales, "worst TTFT ms"):
         table.add_column(column, justify="left" if column == "system" else "right")
     for system in document["systems"]:

@@ -268,8 +268,9 @@ PLANS = {
 def interrupted(path, *words, code=0):
     """Starts a run of hours, interrupts it once it says how far it is; what it printed."""
     long = ("--seconds", 10_000_000, "--warmup", 5, "--seeds", 3, "-o", "json")
-    child = subprocess.Popen([*MUXSERVE, "simulate", "--workload", path, *map(str, (*long, *words))],
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    asked = ("simulate", "--workload", path, *long, *words)
+    child = subprocess.Popen([*MUXSERVE, *map(str, asked)], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)  # fmt: skip
     try:
         for line in child.stderr:
             if line.startswith("simulated"):
