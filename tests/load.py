@@ -99,3 +99,14 @@ def _take(fate: Fate, line: str) -> None:
     for choice in chunk.get("choices", ()):
         fate.tokens += choice.get("token_ids") or ()
         fate.finish = choice.get("finish_reason") or fate.finish
+
+
+def steady_asks(
+    model: str, rate: float, seconds: float, *, max_tokens: int = 6, prompts: int = 8
+) -> list[Ask]:
+    """`rate` requests a second, evenly; few different prompts, so that answers are soon checked."""
+    return [
+        Ask(model=model, prompt=tuple(range(7, 12 + number % prompts)), max_tokens=max_tokens,
+            delay_s=number / rate)
+        for number in range(int(rate * seconds))
+    ]  # fmt: skip

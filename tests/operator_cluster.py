@@ -3,7 +3,7 @@
 import json
 import secrets
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +86,13 @@ class Installed:
         return True
 
 
+ONE_SLOT = ({"node": "node-0", "count": 1, "memory": "1Gi"},)
+
+
 @contextmanager
-def installed(cluster: Cluster, models: Path, *, operators: int = 1) -> Iterator[Installed]:
+def installed(
+    cluster: Cluster, models: Path, *, operators: int = 1, slots: Sequence[Any] = ONE_SLOT
+) -> Iterator[Installed]:
     """The chart in a fresh namespace, `models` on the claim `models`, one CPU pool."""
     name = f"mux-{secrets.token_hex(3)}"
     admin = cluster.kubectl()
@@ -101,8 +106,7 @@ def installed(cluster: Cluster, models: Path, *, operators: int = 1) -> Iterator
     helm("install", "mux", str(CHART), "--set", "image.tag=test", "--set",
          f"operator.replicas={operators}")  # fmt: skip
     try:
-        own.apply(pool_manifest(gpu={"static": [{"node": "node-0", "count": 1,
-                                                 "memory": "1Gi"}]}))  # fmt: skip
+        own.apply(pool_manifest(gpu={"static": list(slots)}))
         yield Installed(cluster=cluster, namespace=name, kubectl=own)
     finally:
         own("delete", "llm,gpupool", "--all")

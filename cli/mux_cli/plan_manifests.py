@@ -16,9 +16,6 @@ from mux_core.planning import PlanningPolicy
 from mux_core.specs import LlmSpec, PoolSpec, Scheme
 from mux_core.units import ModelName
 
-EXECUTED_TENSOR_MEMBERS = 1
-"""What the operator allows per unit until NCCL under MPS is shown safe; planned alike here."""
-
 
 def read_manifests(paths: Sequence[Path]) -> Workload:
     """The pool's static nodes and every LLMDeployment with its declared demand."""
@@ -42,7 +39,7 @@ def read_manifests(paths: Sequence[Path]) -> Workload:
             allow_sharing=pool.allow_sharing,
             group_sizes=pool.group_sizes,
             step_percent=pool.share_step_percent,
-            max_tensor_members=EXECUTED_TENSOR_MEMBERS,
+            max_tensor_members=pool.max_tensor_members,
             gpu_limit=pool.gpu_limit,
             min_gain=pool.min_gain_percent / 100,
         ),

@@ -5,6 +5,7 @@
     DIR/routes.json     the gateway's route table
     DIR/status.json     what `muxserve status` prints
     DIR/logs/           one file per process
+    DIR/logs/plans/     the last plans, as PlacementPlans
     RUN/<unit>-<n>/     a unit's run directory (sockets), gone with the unit
 
 RUN is DIR/run, or a short folder in the temporary directory when sockets below DIR would be
@@ -59,6 +60,10 @@ class DataDir:
         return self.root / "logs"
 
     @property
+    def plans(self) -> Path:
+        return self.logs / "plans"
+
+    @property
     def routes(self) -> Path:
         return self.root / "routes.json"
 
@@ -77,6 +82,8 @@ class DataDir:
         self.routes.unlink(missing_ok=True)
         _private_folder(self.run)
         _private_folder(self.logs)
+        shutil.rmtree(self.plans, ignore_errors=True)
+        _private_folder(self.plans)
         return left
 
     def record(self, children: Mapping[str, Identity]) -> None:

@@ -5,9 +5,11 @@ calls (records, statuses, routes) lives as long as the server: nothing outlives 
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Protocol, assert_never
+from pathlib import Path
+from typing import Any, Protocol, assert_never
 
 from mux_core.actions import (
     ClusterAction,
@@ -28,10 +30,12 @@ from mux_core.snapshot import Inspection, LlmObject, Observation, PlanRecord, Un
 from mux_core.specs import PoolKey
 from mux_core.status import LlmStatus, PoolStatus, StatusReport
 from mux_core.units import ModelName, UnitId
+from mux_operator import names
 from mux_operator.local.datadir import DataDir, write_json
 from mux_operator.local.inspecting import inspect
 from mux_operator.local.objects import Objects, inventory
 from mux_operator.local.trees import Trees
+from mux_operator.status_documents import plan_manifest, plan_status
 
 Mark = Callable[[PoolKey], None]
 
@@ -169,5 +173,21 @@ class LocalCluster:
     def _record_plan(self, key: PoolKey, action: RecordPlan) -> None:
         record = PlanRecord(revision=action.revision, inputs_hash=action.inputs_hash,
                             name=action.name, waits=action.waits)  # fmt: skip
-        kept = [p for p in self._plans.get(key, ()) if p.name not in {*action.expired, action.name}]
+        kept = [replace(p, waits=p.waits and p.name not in action.superseded)
+                for p in self._plans.get(key, ())
+                if p.name not in {*action.expired, action.name}]  # fmt: skip
         self._plans[key] = (*kept, record)
+        document = plan_manifest(action, namespace=key.namespace, pool=key.name, pool_uid="")
+        self._write_plan(action.name, {**document, "status": plan_status(action)})
+        for name in action.superseded:
+            known = json.loads(self._plan_file(name).read_text())
+            known["status"]["phase"] = names.PLAN_SUPERSEDED
+            self._write_plan(name, known)
+        for name in action.expired:
+            self._plan_file(name).unlink(missing_ok=True)
+
+    def _plan_file(self, name: str) -> Path:
+        return self._data.plans / f"{name}.json"
+
+    def _write_plan(self, name: str, document: dict[str, Any]) -> None:
+        write_json(self._plan_file(name), document)

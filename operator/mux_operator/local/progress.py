@@ -127,6 +127,7 @@ def _model(llm: LlmObject) -> dict[str, Any]:
         "ready": ready is not None and ready.holds,
         "reason": ready.reason if ready is not None else "",
         "message": ready.message if ready is not None else "",
+        "demand": llm.status.demand.rate if llm.status.demand is not None else None,
         "placements": [asdict(p) for p in llm.status.placements],
         "conditions": {c.type: {"status": c.status, "reason": c.reason, "message": c.message}
                        for c in llm.status.conditions},
