@@ -14,7 +14,7 @@ def audit_unit(unit: SimUnit) -> None:
     """Blocks free and owned are all there are; no SM part is granted twice."""
     used = sum(member.used for member in unit.members)
     _equal(unit, "free and used units", unit.free + used, unit.total)
-    percents = sum(host.percent for m in unit.members for host in m.hosts if host.busy)
+    percents = sum(host.sms for member in unit.members for host in member.hosts)
     _equal(unit, "percents in flight", unit.sm_in_use, percents)
     if unit.sm_in_use > unit.limits.sm_percent:
         raise InvariantError(f"unit {unit.plan.id}: {unit.sm_in_use}% of the SMs in flight, limit "

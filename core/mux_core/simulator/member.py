@@ -42,12 +42,14 @@ class Meter:
 
 @dataclass(slots=True, kw_only=True)
 class Host:
-    """One (member, phase). `leased`: rows lent to the step in flight. `aborts` wait for its end."""
+    """One (member, phase). `leased`, `sms`: rows and percent of the step in flight. `aborts` wait
+    for its end."""
 
     engine: Engine[Visit]
     percent: int
     busy: bool = False
     leased: int = 0
+    sms: int = 0
     starved_rows: int = 0
     bus: float = 0.0
     aborts: list[Visit] = field(default_factory=list)
@@ -75,6 +77,7 @@ class SimMember:
         self.crossing_edges = 0
         self.floor = self.limit = self.quota = 0
         self.held_since: float | None = None
+        self.draining = False
         self.meter = Meter()
         self.metered_at = 0.0
         self.priority = priority
@@ -97,6 +100,11 @@ class SimMember:
     def decoding(self) -> int:
         """Requests on the decode host."""
         return len(self.decode.engine.decoding)
+
+    @property
+    def visits(self) -> list[Visit]:
+        """Requests that hold rows."""
+        return [*self.prefill.engine.prefilling, *self.crossing, *self.decode.engine.decoding]
 
     @property
     def is_empty(self) -> bool:

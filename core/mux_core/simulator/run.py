@@ -23,74 +23,33 @@ Events of one moment are handled in the order in which they were put down; then 
 touched holds its rounds. The same arguments give the same record in any process.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
 
-from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
-from mux_core.costmodel.profile import profile_of
-from mux_core.costmodel.table import StepTable
 from mux_core.errors import SpecError
-from mux_core.llm import Llm
-from mux_core.placement import Placement, Unit
-from mux_core.planners.assembly import kind_of
+from mux_core.placement import Placement
 from mux_core.planning import PlacementProblem
 from mux_core.simulator.arrivals import Arrival
 from mux_core.simulator.audit import audit_flow, audit_little, audit_unit
-from mux_core.simulator.kv import KvRule, RowLayout, estimated_kv, kv_units, row_layout
 from mux_core.simulator.logs import LlmLog, member_log
+from mux_core.simulator.making import Maker
 from mux_core.simulator.member import SimMember, Visit
-from mux_core.simulator.policy import PolicyFactory, Queue, UnitSetting
-from mux_core.simulator.record import RunRecord
+from mux_core.simulator.moving import Mover
+from mux_core.simulator.policy import PolicyFactory
+from mux_core.simulator.record import MemberLog, RunRecord, Span
+from mux_core.simulator.replanning import SAMPLE_S, Demands
 from mux_core.simulator.routing import Router, endpoints
-from mux_core.simulator.times import step_times
+from mux_core.simulator.settings import Settings
 from mux_core.simulator.unit import Calendar, Flight, SimUnit
 from mux_core.units import ModelName, UnitId
 
+__all__ = ["Run", "Settings", "simulate"]
+
 _TELL_EVERY = 2048
 """Events between two looks at `on_progress` and `stop`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What a run is asked. Times in seconds of the virtual clock.
-
-    The clock stops at `warmup` + `seconds`; figures are of the `seconds`. `interference` None: no
-    step slows another. `kv`: how much KV a unit has. `unit_bytes`: size of a head unit;
-    `block_tokens`: tokens per row of LLMs known by their profile alone. `guaranteed`: part of the
-    KV the plan guarantees a member that nobody may borrow. `max_queue`: waiting requests per
-    replica beyond which one is rejected (None: no bound). `tables`: measured profiles beside the
-    shipped. `spans_s`: how much of the window the timeline covers. `check`: assert the books at
-    every event. `on_progress` hears the clock now and then; `stop` ends the run early.
-    """
-
-    seconds: float = 600.0
-    warmup: float = 60.0
-    interference: Interference | None = DEFAULT_INTERFERENCE
-    kv: KvRule = estimated_kv
-    unit_bytes: int = 8192
-    block_tokens: int = 32
-    guaranteed: float = 1.0
-    max_queue: int | None = None
-    tables: Mapping[str, StepTable] = field(default_factory=dict)
-    sample_s: float = 1.0
-    spans_s: float = 5.0
-    check: bool = False
-    on_progress: Callable[[float], None] | None = None
-    stop: Callable[[], bool] | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("seconds", self.seconds), ("sample_s", self.sample_s)):
-            if not 0 < value < inf:
-                raise SpecError(f"simulation: {name} is {value}; use a number above 0")
-        if not 0 <= self.warmup < inf:
-            raise SpecError(f"simulation: warmup is {self.warmup} s; at least 0")
-
-    @property
-    def until(self) -> float:
-        return self.warmup + self.seconds
 
 
 def simulate(
@@ -114,11 +73,14 @@ class Run:
         self.settings = settings
         self.problem = problem
         self.placement = placement
+        self._held: dict[ModelName, deque[Visit]] = {}
+        self._retired: list[MemberLog] = []
+        self._retired_spans: list[Span] = []
+        self._gpu_s = self._gpus_since = 0.0
+        self._gpus = 0
         self.now = 0.0
         self.events = 0
         self.logs = {llm.name: LlmLog() for llm in problem.llms}
-        self._llms = {llm.name: llm for llm in problem.llms}
-        self._policy_factory = policy_factory
         self._arrivals = iter(arrivals)
         self._next: Arrival | None = None
         self._orders = 0
@@ -130,54 +92,24 @@ class Run:
             first_token=self._first_token, finished=self._finished,
         )  # fmt: skip
         self.router = Router(endpoints(placement))
-        self.units = {unit.id: self._unit(unit) for unit in placement.units if unit.members}
-
-    # Making units
-
-    def _unit(self, plan: Unit) -> SimUnit:
-        settings = self.settings
-        kind = kind_of(self.problem, plan.group)
-        missing = sorted(plan.models - self._llms.keys())
-        if kind is None or missing:
-            subject = f"LLM {missing[0]}" if missing else f"node {plan.group.node}"
-            raise SpecError(f"plan: unit {plan.id} needs {subject}, which the workload lacks; plan "
-                            "for this workload")  # fmt: skip
-        total = kv_units(plan, kind, self._llms, settings.kv, unit_bytes=settings.unit_bytes)
-        layouts: dict[ModelName, RowLayout] = {}
-        members = []
-        for member in plan.members:
-            llm = self._llms[member.model]
-            layout = row_layout(llm, kind, unit_bytes=settings.unit_bytes,
-                                block_tokens=settings.block_tokens)  # fmt: skip
-            layouts[member.model] = layout
-            times = step_times(llm, kind, member.share, profile_of(llm, kind.gpu, settings.tables))
-            members.append(SimMember(member, times, layout, _queue_view(llm, member.rate),
-                                     priority=llm.priority))  # fmt: skip
-        self._divide(members, total)
-        policy = self._policy_factory(UnitSetting(
-            unit=plan, kind=kind, llms=self._llms, kv_units=total,
-            row_units={model: layout.row_units for model, layout in layouts.items()},
-            block_tokens={model: layout.block_tokens for model, layout in layouts.items()},
-        ))  # fmt: skip
-        unit = SimUnit(plan, members, policy, total=total, interference=settings.interference,
-                       calendar=self._calendar)  # fmt: skip
-        unit.rebalance(self.now)
-        return unit
-
-    def _divide(self, members: list[SimMember], total: int) -> None:
-        """Floors and limits as planned; floors that exceed the unit's KV shrink in proportion."""
-        size = self.settings.unit_bytes
-        asked = [int(m.plan.kv.guaranteed * self.settings.guaranteed) // size for m in members]
-        shrink = min(1.0, total / max(1, sum(asked)))
-        for member, units in zip(members, asked, strict=True):
-            member.floor = int(units * shrink)
-            member.limit = min(max(member.plan.kv.limit // size, member.floor), total)
+        self._maker = Maker(problem=problem, policy_factory=policy_factory, settings=settings,
+                            calendar=self._calendar)  # fmt: skip
+        self.units = {unit.id: self._maker.unit(unit, 0.0) for unit in placement.units
+                      if unit.members}  # fmt: skip
+        self._count_gpus(0.0)
+        self._mover: Mover | None = None
+        if settings.replan is not None:
+            self._mover = Mover(self, self._maker, settings.replan.loading)
+            self._demands = Demands(problem, settings.replan)
 
     # The clock
 
     def run(self) -> RunRecord:
         settings = self.settings
-        self._at(settings.warmup, self._begin_window)
+        self.at(settings.warmup, self._begin_window)
+        if settings.replan is not None:
+            self._look(0.0)
+            self.at(settings.replan.every_s, self._plan_again)
         self._pull()
         interrupted, tell_at = False, _TELL_EVERY
         try:
@@ -223,7 +155,7 @@ class Run:
             self._touched.clear()
         return True
 
-    def _at(self, at: float, event: Callable[[float], SimUnit | None]) -> None:
+    def at(self, at: float, event: Callable[[float], SimUnit | None]) -> None:
         heappush(self._heap, (at, next(self._numbers), event))
 
     # Arrivals
@@ -250,6 +182,7 @@ class Run:
     def _dispatch(self, model: ModelName, visit: Visit) -> None:
         target = self.router.take(model)
         if target is None:
+            self._held.setdefault(model, deque()).append(visit)
             return
         unit = self.units[target]
         if not unit.accepts(model, visit, max_queue=self.settings.max_queue):
@@ -259,6 +192,57 @@ class Run:
         unit.submit(model, visit)
         self._touched[target] = unit
 
+    # Planning again
+
+    def _look(self, now: float) -> None:
+        """The operator reads the gateway's counters."""
+        self._demands.look(now, {name: len(log.arrived) for name, log in self.logs.items()})
+        self.at(now + SAMPLE_S, self._look)
+
+    def _plan_again(self, now: float) -> None:
+        """A new plan, unless one is still being carried out."""
+        replan, mover = self.settings.replan, self._mover
+        assert replan is not None
+        assert mover is not None
+        self.at(now + replan.every_s, self._plan_again)
+        if mover.is_busy:
+            return
+        plan = replan.plan(self._demands.problem(now, self.placement))
+        if plan.proposed != self.placement:
+            before, self.placement = self.placement, plan.proposed
+            mover.adopt(plan, before, now)
+            self._touched |= self.units
+
+    def opened(self, unit: SimUnit, now: float) -> None:
+        self.units[unit.plan.id] = unit
+        self._count_gpus(now)
+        if now >= self.settings.warmup:
+            unit.spans_until = self.settings.warmup + self.settings.spans_s
+
+    def closed(self, unit: SimUnit, now: float) -> None:
+        del self.units[unit.plan.id]
+        self._count_gpus(now)
+
+    def _count_gpus(self, now: float) -> None:
+        """GPU seconds up to now, and the GPUs held from now on."""
+        self._gpu_s += self._gpus * (now - self._gpus_since)
+        self._gpus_since = now
+        self._gpus = sum(unit.plan.group.size for unit in self.units.values())
+
+    def release(self, model: ModelName, now: float) -> None:
+        """Requests that wait for a replica get theirs."""
+        waiting = self._held.pop(model, ())
+        for visit in waiting:
+            self._dispatch(model, visit)
+
+    def retire(self, unit: SimUnit, member: SimMember, now: float) -> None:
+        """A member is about to leave; its figures stay."""
+        unit.settle(now)
+        window = self.settings.until - self.settings.warmup
+        self._retired.append(member_log(unit, member, window=window))
+        if len(unit.members) == 1:
+            self._retired_spans += unit.spans
+
     # What units ask of the clock
 
     def _end_at(self, at: float, unit: SimUnit, flight: Flight) -> None:
@@ -266,7 +250,7 @@ class Run:
             unit.end(flight, now)
             return unit
 
-        self._at(at, end)
+        self.at(at, end)
 
     def _rebalance_at(self, at: float, unit: SimUnit) -> None:
         def rebalance(now: float) -> SimUnit | None:
@@ -275,7 +259,7 @@ class Run:
             unit.rebalance(now)
             return unit
 
-        self._at(at, rebalance)
+        self.at(at, rebalance)
 
     def _ask_at(self, at: float, unit: SimUnit) -> None:
         def ask(now: float) -> SimUnit | None:
@@ -284,7 +268,7 @@ class Run:
             unit.woken = True
             return unit
 
-        self._at(at, ask)
+        self.at(at, ask)
 
     def _first_token(self, member: SimMember, visit: Visit, now: float) -> None:
         self.logs[member.model].first[visit.index] = now
@@ -292,6 +276,8 @@ class Run:
     def _finished(self, unit: SimUnit, member: SimMember, visit: Visit, now: float) -> None:
         self.logs[member.model].finish(visit.index, now)
         self.router.done(unit.plan.id, member.model)
+        if member.draining and member.is_empty and self._mover is not None:
+            self._mover.drains(unit, member, now)
 
     # Figures
 
@@ -300,24 +286,28 @@ class Run:
             unit.begin_window(now, spans_s=self.settings.spans_s)
         for log in self.logs.values():
             log.begin_window(now)
+        self._count_gpus(now)
+        self._gpu_s = 0.0
         self._sample(now)
 
     def _sample(self, now: float) -> None:
         for unit in self.units.values():
             unit.sample(now)
-        self._at(now + self.settings.sample_s, self._sample)
+        self.at(now + self.settings.sample_s, self._sample)
 
     def _record(self, until: float, *, interrupted: bool) -> RunRecord:
         window = max(0.0, until - self.settings.warmup)
         checks = self._checks(until, window) if self.settings.check and window > 0 else {}
+        self._count_gpus(until)
+        members = [member_log(unit, member, window=window)
+                   for unit in self.units.values() for member in unit.members]  # fmt: skip
+        spans = [span for unit in self.units.values() for span in unit.spans]
         return RunRecord(
             warmup=self.settings.warmup, until=until, events=self.events,
-            gpus_used=self.placement.gpus_used, interrupted=interrupted,
+            gpus_used=self._gpu_s / window if window > 0 else self._gpus, interrupted=interrupted,
             requests={name: log.table() for name, log in sorted(self.logs.items())},
-            members=tuple(member_log(unit, member, window=window)
-                          for unit in self.units.values() for member in unit.members),
-            spans=tuple(span for unit in self.units.values() for span in unit.spans),
-            checks=checks,
+            members=(*self._retired, *members), spans=(*self._retired_spans, *spans),
+            moves=self._mover.logs(until) if self._mover is not None else (), checks=checks,
         )  # fmt: skip
 
     def _checks(self, until: float, window: float) -> dict[str, float]:
@@ -329,13 +319,9 @@ class Run:
             arrived=sum(len(log.arrived) for log in self.logs.values()),
             served=sum(log.served for log in self.logs.values()),
             rejected=sum(len(log.turned_away) for log in self.logs.values()),
-            inside=sum(len(member.queue) + member.running for member in members),
+            inside=sum(len(member.queue) + member.running for member in members)
+            + sum(map(len, self._held.values())),
         )
         return {f"{what} {name}": value for name, law in laws.items()
                 for what, value in (("L", law.inside), ("lambda", law.rate), ("W", law.stay))
                 }  # fmt: skip
-
-
-def _queue_view(llm: Llm, rate: float) -> Queue:
-    demand = llm.demand
-    return Queue(None, rate, demand.prompt_tokens, demand.output_tokens)

@@ -5,20 +5,21 @@ policy -> grants and preemptions; quotas at the moments it adapts them. Steps ta
 says, settled when a step is granted by what is in flight then.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from mux_core.adbs import GrantDecision, Preempt, Round, Turn, UnitLoad
+from mux_core.adbs import GrantDecision, Limits, Preempt, Round, Turn, UnitLoad
 from mux_core.batching import covered, victims
 from mux_core.costmodel.interference import Interference
 from mux_core.engine import Phase
 from mux_core.errors import InvariantError
-from mux_core.placement import Unit
+from mux_core.placement import Share, Unit
 from mux_core.quota import ADAPT_AFTER_HOLD_S, ADAPT_EVERY_S, URGENT_AFTER_S
 from mux_core.simulator.engine import Step
 from mux_core.simulator.member import Host, Meter, SimMember, Visit
 from mux_core.simulator.policy import Decision, Happening, UnitPolicy
 from mux_core.simulator.record import Span
+from mux_core.simulator.times import StepTimes
 
 _MOST_ROUNDS = 1000
 """Rounds at one moment; more means that a policy takes back what it grants, for ever."""
@@ -47,21 +48,21 @@ class Calendar:
 
 
 class SimUnit:
-    """Members on one account of head units, under one policy.
+    """Members on one account of `total` head units, under one policy.
 
-    `woken`: a round is due at this very moment. `rebalance_due`, `ask_due`: when the policy is to
-    be asked for quotas, for a round; what the calendar holds besides is void.
+    `plan` names all that hold memory here, `members` those that serve. `claimed`: units kept back
+    for weights to come. `woken`: a round is due at this very moment. `rebalance_due`, `ask_due`:
+    when the policy is to be asked for quotas, for a round; other dates in the calendar are void.
     """
 
+    policy: UnitPolicy
+
     def __init__(
-        self, plan: Unit, members: Sequence[SimMember], policy: UnitPolicy, *, total: int,
-        interference: Interference | None, calendar: Calendar,
+        self, plan: Unit, *, interference: Interference | None, calendar: Calendar
     ) -> None:  # fmt: skip
         self.plan = plan
-        self.members = tuple(members)
-        self.policy = policy
-        self.total = total
-        self.free = total
+        self.members: tuple[SimMember, ...] = ()
+        self.total = self.free = self.claimed = 0
         self.woken = False
         self.sm_in_use = 0
         self.flying = {Phase.PREFILL: 0, Phase.DECODE: 0}
@@ -70,11 +71,37 @@ class SimUnit:
         self.spans_until = -1.0
         self.rebalance_due: float | None = None
         self.ask_due: float | None = None
-        self._by_model: dict[str, SimMember] = {member.model: member for member in self.members}
+        self._by_model: dict[str, SimMember] = {}
         self._interference = interference
         self._calendar = calendar
         self._turn = Turn()
-        self.limits = policy.limits
+        self.limits = Limits()
+
+    def take_over(self, policy: UnitPolicy, now: float) -> None:
+        """`policy` decides from now on, over the members that are here now."""
+        self._by_model = {member.model: member for member in self.members}
+        self.policy, self.limits, self._turn = policy, policy.limits, Turn()
+        for member in self.members:
+            member.changed()
+        self.rebalance(now)
+
+    def member(self, model: str) -> SimMember:
+        return self._by_model[model]
+
+    def reshare(self, member: SimMember, share: Share, times: StepTimes) -> None:
+        """New processes of a member took over, with another share."""
+        member.prefill.percent, member.decode.percent = share.prefill, share.decode
+        member.times = times
+        member.changed()
+        self.woken = True
+
+    def reclaim(self, now: float) -> None:
+        """Who holds more than its quota gives back its youngest request."""
+        for member in self.members:
+            if member.used > member.quota and member.running and not member.is_giving_back:
+                self._take_back(member, max(member.visits, key=lambda visit: visit.order), now)
+                member.changed()
+        self.woken = True
 
     def kv_tokens(self, model: str) -> int:
         """Prompt and output tokens one request of this member can ever have."""
@@ -96,7 +123,7 @@ class SimUnit:
     def rounds(self, now: float) -> None:
         """Rounds until nothing more follows at this moment."""
         for _ in range(_MOST_ROUNDS):
-            if not self.woken:
+            if not self.woken or not self.members:
                 return
             self.woken = False
             self._round(now)
@@ -110,7 +137,7 @@ class SimUnit:
         limits = self.limits
         load = UnitLoad(
             members=tuple([member.load(limits) for member in self.members]),
-            free_units=self.free, sm_in_use=self.sm_in_use,
+            free_units=max(0, self.free - self.claimed), sm_in_use=self.sm_in_use,
             prefills=self.flying[Phase.PREFILL], turn=self._turn,
         )  # fmt: skip
         decision = self.policy.decide(load, [member.view() for member in self.members], now)
@@ -143,7 +170,7 @@ class SimUnit:
             return
         member.held_since = None
         self._book(member, now)
-        host.busy, host.leased = True, grant.rows
+        host.busy, host.leased, host.sms = True, grant.rows, grant.percent
         self.free -= grant.rows * row_units
         self._fly(grant, +1)
         member.changed()
@@ -204,7 +231,7 @@ class SimUnit:
         self._book(member, now)
         self._fly(grant, -1)
         done = host.engine.step(rows=grant.rows, budget=grant.token_budget, seats=grant.max_seqs)
-        host.busy, host.leased = False, 0
+        host.busy, host.leased, host.sms = False, 0, 0
         host.starved_rows = host.engine.rows_needed if done.starved else 0
         self.free += (grant.rows - done.used) * member.layout.row_units
         self._meter(flight, done, now)
@@ -241,9 +268,7 @@ class SimUnit:
         if member.is_giving_back:
             return
         member.decode.engine.refresh()
-        running = [*member.prefill.engine.prefilling, *member.crossing,
-                   *member.decode.engine.decoding]  # fmt: skip
-        running.sort(key=lambda visit: -visit.order)
+        running = sorted(member.visits, key=lambda visit: -visit.order)
         layout = member.layout
         for visit in victims(running, preempt.units, row_units=layout.row_units,
                              block_tokens=layout.block_tokens):  # fmt: skip
@@ -304,10 +329,12 @@ class SimUnit:
     def rebalance(self, now: float) -> None:
         """Shares the quotas again by what members hold and want."""
         self.rebalance_due = None
+        if not self.members:
+            return
         late = [(m.held_since, m.model) for m in self.members
                 if m.held_since is not None and now - m.held_since > URGENT_AFTER_S]  # fmt: skip
         claims = [member.claim() for member in self.members]
-        quotas = self.policy.quotas(claims, self.total, now,
+        quotas = self.policy.quotas(claims, self.total - self.claimed, now,
                                     urgent=min(late)[1] if late else None)  # fmt: skip
         for member in self.members:
             quota = quotas.get(member.model, 0)
