@@ -3,16 +3,18 @@
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from systems import System
 
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
 from mux_core.llm import Llm
+from mux_core.simulator.adbs_policy import AdbsPolicy, adbs
 from mux_core.simulator.latency_base import latency_bases
 from mux_core.simulator.lengths import LengthShape
 from mux_core.simulator.measures import RunTally, tally
 from mux_core.simulator.policies import policy_factory
+from mux_core.simulator.policy import PolicyFactory
 from mux_core.simulator.record import RunRecord
 from mux_core.simulator.run import Settings, simulate
 from mux_core.simulator.workloads import Stream, arrivals, streams_of
@@ -82,13 +84,20 @@ def run(
         system.problem,
         system.placement,
         arrivals(traffic.streams, seed=seed, until=window.until),
-        policy_factory(system.policy, switches or {}),
+        _policy(system, switches or {}),
         settings,
     )
     spent.cpu += time.process_time() - begun
     spent.events += record.events
     spent.runs += 1
     return record
+
+
+def _policy(system: System, switches: Mapping[str, bool]) -> PolicyFactory:
+    percent = system.sm_percent
+    if percent is None:
+        return policy_factory(system.policy, switches)
+    return lambda setting: AdbsPolicy(limits=replace(adbs(setting).limits, sm_percent=percent))
 
 
 @dataclass(frozen=True, slots=True)

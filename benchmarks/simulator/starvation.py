@@ -50,6 +50,7 @@ class Row:
     switches: Mapping[str, bool]
     quotas: bool = False
     free_shares: bool = False
+    sm_percent: int | None = None
 
 
 ROWS = (
@@ -60,6 +61,7 @@ ROWS = (
     Row("fcfs", "fcfs", "", {}),
     Row("roundrobin", "roundrobin", "", {}),
     Row("ours", "adbs", ">= 0.98", {}),
+    Row("ours, SMs to 120 %", "adbs", ">= 0.98", {}, sm_percent=120),
     Row("ours, KV not lent", "adbs", ">= 0.8", {}, quotas=True),
     Row("ours, own shares", "adbs", ">= 0.98", {}, free_shares=True),
 )
@@ -84,8 +86,9 @@ class Setting:
 
     def system(self, row: Row, llms: Sequence[Llm], shares: Sequence[Share]) -> System:
         return unit_system(
-            row.label, llms, shares, row.policy, kv_bytes=self.kv_bytes, quotas=row.quotas
-        )
+            row.label, llms, shares, row.policy, kv_bytes=self.kv_bytes, quotas=row.quotas,
+            sm_percent=row.sm_percent,
+        )  # fmt: skip
 
     def traffic(self, llms: tuple[Llm, ...]) -> Traffic:
         return Traffic(llms=llms, shape=self.shape)
@@ -152,22 +155,13 @@ def main() -> None:
     window_arguments(parser)
     args = parser.parse_args()
     window = window_of(args)
+    title = "7B / 13B / 30B / 30B at 2.14 / 1.65 / 1.56 / 1.48 per s"
+    found, written = (f"{size / GIB:.1f} GiB of KV" for size in (FOUND_KV, WRITTEN_KV))
     drawn = table_of(
-        Setting(
-            f"7B / 13B / 30B / 30B at 2.14 / 1.65 / 1.56 / 1.48 per s, drawn lengths, "
-            f"{FOUND_KV / GIB:.0f} GiB of KV",
-            LengthShape.SHAREGPT,
-            FOUND_KV,
-            window,
-        )  # fmt: skip
+        Setting(f"{title}, drawn lengths, {found}", LengthShape.SHAREGPT, FOUND_KV, window)
     )
     fixed = table_of(
-        Setting(
-            f"the same with 161 and 337 tokens each, {WRITTEN_KV / GIB:.1f} GiB of KV",
-            LengthShape.FIXED,
-            WRITTEN_KV,
-            window,
-        )  # fmt: skip
+        Setting(f"{title}, 161/337 tokens each, {written}", LengthShape.FIXED, WRITTEN_KV, window)
     )
     drawn.notes.append("TTFT bar: max(2 x isolated, isolated + one decode step of the slowest "
                        "neighbour). MuxServe's own log has the 30Bs at 0.16 / 0.14 per s with "

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "planner"))
 
 from cases import llm as llm
 from cases import nodes
+from cases import power_law as power_law
 from cases import published as published
 
 from mux_core.estimator.memory import kv_per_token
@@ -42,7 +43,8 @@ SPATIAL_KV_CHAT = {"llama-7b": 0.65, "llama-13b": 0.5, "llama-30b": 0.375, "llam
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """One way to serve a workload."""
+    """One way to serve a workload. `sm_percent`: another bound than our policy's own on the sum
+    of SM shares in flight."""
 
     name: str
     problem: PlacementProblem
@@ -50,6 +52,7 @@ class System:
     policy: str
     kv: KvRule = estimated_kv
     plan: Plan | None = None
+    sm_percent: int | None = None
 
 
 def make_system(name: str, llms: Sequence[Llm], *, gpus: int | None = None) -> System:
@@ -87,6 +90,7 @@ def unit_system(
     gpus: int = 4,
     kv_bytes: float,
     quotas: bool = False,
+    sm_percent: int | None = None,
 ) -> System:
     """All LLMs on one unit. `quotas`: each owns KV in proportion to rate times bytes per token,
     as MuxServe's token blocks are dealt, and borrows none; else they share all of it."""
@@ -114,6 +118,7 @@ def unit_system(
         placement=Placement(units=(unit.with_members(tuple(members)),)),
         policy=policy,
         kv=lambda unit, kind, llms: kv_bytes,
+        sm_percent=sm_percent,
     )
 
 
