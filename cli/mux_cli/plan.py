@@ -13,7 +13,9 @@ from mux_cli.output import output_argument, print_result
 from mux_cli.plan_document import plan_document, read_placement
 from mux_cli.plan_manifests import read_manifests
 from mux_cli.plan_table import print_plan
+from mux_cli.profile_check import read_profiles
 from mux_cli.workload_file import Workload, read_workload
+from mux_core.costmodel.sources import choose_costs
 from mux_core.errors import SpecError
 from mux_core.estimator.unit import UnitEstimator
 from mux_core.placement import Placement
@@ -32,6 +34,7 @@ EXAMPLES = """examples:
   muxserve plan --workload w.json --strategy muxserve-released --switch full_cap_zero=off
   muxserve plan --workload w.json --current old.json -o json    few moves from what runs
   muxserve plan -f pool.yaml -f models/                    from the manifests of a cluster
+  muxserve plan -f models/ --profiles here.json            with step times measured on its device
 
 Estimator `default` charges interference, queueing, SLOs and headroom; `muxserve` uses MuxServe's
 own cost rules, so that plans compare on MuxServe's own numbers. docs/planning.md explains both.
@@ -59,6 +62,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strategy", choices=STRATEGIES, default="default")
     planning_arguments(parser)
+    parser.add_argument(
+        "--profiles",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="step times that muxserve profile measured; models of other shapes get a fit to them",
+    )
     parser.add_argument(
         "--current",
         type=Path,
@@ -147,6 +158,9 @@ def plan_for(
 def run(args: argparse.Namespace) -> int:
     """Plans and prints."""
     workload = read_workload(args.workload) if args.workload else read_manifests(args.filename)
+    costs = choose_costs(workload.llms, workload.nodes, read_profiles(args.profiles),
+                         workload.tables)  # fmt: skip
+    workload = replace(workload, llms=costs.llms, tables=costs.tables)
     current = read_placement(args.current, flag="--current") if args.current else None
     made = plan_for(args, workload, strategy=args.strategy, current=current)
     plan = made.plan
@@ -154,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
         plan = replace(plan, bound=_bound(plan, made.problem, made.costs))
     document = plan_document(
         plan, made.problem, estimator=made.estimator, seconds=made.seconds,
-        deadline_hit=made.stopped,
+        deadline_hit=made.stopped, sources=costs.sources,
     )  # fmt: skip
     if args.frontier:
         document["frontier"] = _frontier(made.planner, made.problem)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mux_core.costmodel.sources import Source
 from mux_core.errors import InvariantError, SpecError
 from mux_core.placement import GpuGroup, KvQuota, Member, Placement, Share, Unit
 from mux_core.planning import MemberEstimate, PlacementProblem, Plan
@@ -19,9 +20,16 @@ def score(models: Mapping[ModelName, MemberEstimate]) -> float:
 
 
 def plan_document(
-    plan: Plan, problem: PlacementProblem, *, estimator: str, seconds: float, deadline_hit: bool
+    plan: Plan,
+    problem: PlacementProblem,
+    *,
+    estimator: str,
+    seconds: float,
+    deadline_hit: bool,
+    sources: Mapping[ModelName, Source] | None = None,
 ) -> dict[str, Any]:
-    """The object `muxserve plan -o json` prints."""
+    """The object `muxserve plan -o json` prints. `sources`: what each model's costs stand on."""
+    costs = {name: str(source) for name, source in (sources or {}).items()}
     prediction = plan.prediction
     bound = plan.bound
     return {
@@ -41,7 +49,7 @@ def plan_document(
         "from_current": bool(problem.current.units),
         "constraints": _constraints(problem, estimator),
         "models": {
-            llm.name: _model(prediction.models[llm.name])
+            llm.name: _model(prediction.models[llm.name]) | {"costs": costs.get(llm.name)}
             for llm in problem.llms
             if llm.name in prediction.models
         },

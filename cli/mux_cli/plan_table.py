@@ -53,7 +53,7 @@ def _headline(document: Mapping[str, Any]) -> str:
 def _models(document: Mapping[str, Any]) -> Table:
     table = Table(title="models")
     for column in ("model", "offered/s", "served/s", "ratio", "replicas", "TTFT ms", "p99",
-                   "TPOT ms", "p99"):  # fmt: skip
+                   "TPOT ms", "p99", "costs"):  # fmt: skip
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, model in document["models"].items():
         table.add_row(
@@ -63,6 +63,7 @@ def _models(document: Mapping[str, Any]) -> Table:
             f"{model['ratio']:.3f}",
             str(model["replicas"]),
             *(_shown(model[key]) for key in ("ttft_ms", "ttft_p99_ms", "tpot_ms", "tpot_p99_ms")),
+            model.get("costs") or "-",
         )
     return table
 
