@@ -82,7 +82,7 @@ class Unit:
             process.kill()
             process.wait()
 
-    async def start(self, model: KnownModel, phase: Phase, epoch: int) -> Process:
+    async def start(self, model: KnownModel, phase: Phase, epoch: int, *arguments: str) -> Process:
         """An opened host."""
         host_id = f"{model.name}-{phase}"
         hello = self.helloes[host_id] = asyncio.get_running_loop().create_future()
@@ -90,7 +90,7 @@ class Unit:
             self.log, "mux_runtime.engines.torch", "--connect", str(self.folder / "hosts.sock"),
             "--host-id", host_id, "--epoch", str(epoch), "--phase", phase.value,
             "--pool", str(self.folder / "pool.sock"), "--model-dir", str(model.folder),
-            "--unit-bytes", str(UNIT_BYTES),
+            "--unit-bytes", str(UNIT_BYTES), *arguments,
         )  # fmt: skip
         self._processes.append(popen)
         async with asyncio.timeout(STARTS_WITHIN):

@@ -12,7 +12,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine_builders import BOTH, KnownModel, World, greedy, torch_host, write_known_models
-from mux_core.engine import Grant
+from engine_processes import Unit
+from mux_core.engine import Grant, Phase
 from mux_core.errors import CapacityError
 from mux_core.llm import Dtype
 from mux_runtime.engines.checkpoint_files import read_model_config
@@ -48,6 +49,21 @@ def test_a_device_that_cannot_be_had_is_refused_by_name(
 ) -> None:
     with pytest.raises(UnsupportedVersion, match=message):
         open_device(device, private_kv=private)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param((), "cannot share a KV pool in GPU memory", id="as a unit starts it"),
+        pytest.param(("--private-kv",), "sees no GPU here", marks=NO_GPU, id="alone, no GPU"),
+    ],
+)
+async def test_a_host_process_on_a_gpu_says_why_it_cannot_serve(
+    models: dict[str, KnownModel], tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    async with Unit(tmp_path) as unit:
+        with pytest.raises(UnsupportedVersion, match=message):
+            await unit.start(models["llama"], Phase.DECODE, 1, "--device", "cuda", *arguments)
 
 
 def test_a_host_with_kv_of_its_own_gives_the_same_tokens_and_leaves_the_pool_alone(

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from mux_core.costmodel.profile_file import load_table
 from sm_builders import install_fakes
 
 PROBES = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
@@ -24,9 +25,17 @@ HEAD = {"row", "name", "date", "device", "counts", "gpu", "torch", "cuda", "pyth
         "command", "seed", "shows", "complete", "seconds", "measurements"}  # fmt: skip
 
 
+ABSENT = ("msgspec", "kopf", "kubernetes", "prometheus_client", "pynvml", "mux_native")
+"""Packages of ours that a rented machine with torch does not have."""
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    return {**os.environ, **install_fakes(tmp_path_factory.mktemp("fakes"))}
+    absent = tmp_path_factory.mktemp("absent")
+    for name in ABSENT:
+        (absent / f"{name}.py").write_text(f"raise ModuleNotFoundError(name={name!r})\n")
+    return {**os.environ, **install_fakes(tmp_path_factory.mktemp("fakes")),
+            "PYTHONPATH": str(absent)}  # fmt: skip
 
 
 class Probe:
@@ -109,6 +118,31 @@ def test_row_3_times_the_real_engine_at_each_share(probe: Probe) -> None:
     assert failures(document) == []
 
 
+def test_a_result_of_row_3_becomes_a_profile_that_the_planner_reads(tmp_path: Path) -> None:
+    def measured(what: str, median: float, **parameters: object) -> dict[str, object]:
+        return {"what": what, "median": median, "parameters": {"model": "4b", **parameters}}
+
+    document = {"counts": True, "device": "cuda", "gpu": {"name": "Some GPU"}, "measurements": [
+        measured("prefill", 20.0, percent=100, tokens=512),
+        measured("decode", 9.0, percent=100, batch=1, context=512),
+        measured("decode", 12.0, percent=50, batch=4, context=512),
+        {"what": "decode", "failed": "left out", "parameters": {"percent": 10}},
+    ]}  # fmt: skip
+    result = tmp_path / "row3.json"
+    convert = [sys.executable, str(PROBES / "profile_table.py"), str(result), "--out", tmp_path]
+    result.write_text(json.dumps(document))
+    subprocess.run(convert, check=True)
+    text = (tmp_path / "4b.profile.json").read_text()
+    table = load_table(text, subject="4b")
+    rows = {(r.percent, r.batch, r.prefill_s, r.decode_s) for found in table.cells.values()
+            for r in found}  # fmt: skip
+    assert rows == {(100, 1, 0.02, 0.009), (50, 4, None, 0.012)}
+    assert table.gpu == "some-gpu"
+    result.write_text(json.dumps({**document, "counts": False, "device": "cpu"}))
+    refused = subprocess.run(convert, capture_output=True, text=True, check=False)
+    assert (refused.returncode, "made on cpu" in refused.stderr) == (2, True)
+
+
 def test_row_4_runs_pairs_beside_each_other(probe: Probe) -> None:
     document = probe.run("row4_pairs.py", "--loop-seconds", "0.1", "--splits", "70/30")
     assert len(found(document, "slowdown")) == 6
@@ -147,7 +181,7 @@ def test_a_script_out_of_time_says_what_it_left_out(probe: Probe) -> None:
 def test_a_script_that_is_killed_leaves_its_results_and_nothing_else(probe: Probe) -> None:
     with probe.start("row3_engine.py") as process:
         deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and process.poll() is None:
             if list(probe.folder.glob("*.json")) and found(probe.document(), "decode", "values"):
                 break
             time.sleep(0.1)
