@@ -139,14 +139,14 @@ class _Job:
     """One run: its journal beside the output, its folder of sockets and made-up weights."""
 
     def __init__(self, *, args: argparse.Namespace, subjects: tuple[_Subject, ...]) -> None:
-        from mux_runtime.profiling.devices import cores, cpu_name, require_gpu
+        from mux_runtime.profiling.devices import cores, cpu_name, load_beside, require_gpu
 
         self._args, self._subjects = args, subjects
         output: Path = args.output
         if output.exists():
             raise SpecError(f"{output}: exists already; remove it or choose another -o")
         self._started = time.monotonic()
-        self._cores = cores()
+        self._cores, self._load = cores(), round(load_beside(), 1)
         if args.device == "cuda":
             gpu = require_gpu()
             self._gpu, self._device_name = gpu_type(gpu.name).name, gpu.name
@@ -176,12 +176,15 @@ class _Job:
         header = {"format": "muxserve-profile-journal", "points": len(grid.points),
                   "models": {s.name: str(s.source.resolve()) for s in self._subjects},
                   "shapes": {s.name: asdict(s.geometry) for s in self._subjects},
-                  "made": {**asdict(made), "at": "", "commit": ""},
+                  "made": {**asdict(made), "at": "", "commit": "", "load": 0.0},
                   "memory": self._arena}  # fmt: skip
         journal = Journal.open(self._journal_path, header)
         if journal.found:
             print(f"goes on: {len(journal.found)} measurements are there", file=sys.stderr)
         journal.note(f"{COMMIT}{made.commit}", 0, {})
+        if self._load > self._cores / 2:
+            print(f"note: {self._load:g} other processes want this machine's {self._cores} cores; "
+                  "what they take is measured too", file=sys.stderr)  # fmt: skip
         self._prepare_folder()
         job = Job(models=self._checkpoints(), device=Device(name=self._args.device,
                   cores=self._cores), grid=grid, folder=self.folder, unit_bytes=UNIT_BYTES,
@@ -228,7 +231,7 @@ class _Job:
         return MadeOn(
             device=self._device_name, cores=self._cores, path=ENGINE_PATHS[self._args.device],
             release=release(), commit=commit(), quick=self._args.quick,
-            at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), load=self._load,
         )  # fmt: skip
 
     def _deadline(self) -> float | None:

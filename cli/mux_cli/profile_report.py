@@ -27,6 +27,9 @@ def summary(profiles: ProfileSet) -> Iterator[str]:
         slow, slower = pair.slowdowns
         yield (f"pair {one.model} {one.phase} + {other.model} {other.phase}: x{slow:.2f} and "
                f"x{slower:.2f} beside each other")  # fmt: skip
+    if profiles.made.load > profiles.made.cores / 2:
+        yield (f"measured beside others: load {profiles.made.load:g} on {profiles.made.cores} "
+               "cores; measure again on a quiet machine")  # fmt: skip
     for left in profiles.left_out:
         yield f"left out: {left}"
 

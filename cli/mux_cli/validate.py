@@ -1,12 +1,9 @@
 """`muxserve validate`: what was predicted, what a simulation gives, and what really happens."""
 
 import argparse
-import asyncio
-import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,17 +11,15 @@ from rich.console import Console
 
 from mux_cli.plan_manifests import read_manifests
 from mux_cli.profile_check import read_profiles
-from mux_cli.validate_figures import Comparison, figures_of
-from mux_cli.validate_load import Observed, drive
+from mux_cli.validate_figures import Comparison
 from mux_cli.validate_models import Stage, make_stage
-from mux_cli.validate_predict import capacity, predicted, simulated
+from mux_cli.validate_predict import capacity
+from mux_cli.validate_runs import Run, Window, compare, serve_load
 from mux_cli.validate_table import comparison_document, print_comparison
-from mux_cli.validate_unit import KvWatch, RunningUnit, load_average, serving
+from mux_cli.validate_unit import serving
 from mux_core.errors import SpecError
 from mux_core.llm import Llm
-from mux_core.simulator.arrivals import Arrival
 from mux_core.simulator.lengths import LengthShape
-from mux_core.simulator.workloads import arrivals, streams_of
 from mux_core.units import ModelName
 
 EXAMPLES = """examples:
@@ -36,8 +31,8 @@ EXAMPLES = """examples:
 The client runs on this machine too, on the same cores as the units. --load gives parts of the
 highest rates that the estimator says the units carry, in the manifests' proportions.
 """
-TAIL_S: Final = 2.0
-"""The load goes on past the window, so that its last requests are served under load as well."""
+LATE_S: Final = 0.02
+"""A client later than this is short of processor time itself; that is said."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -82,65 +77,17 @@ def run(args: argparse.Namespace) -> int:
     catalog = read_profiles(args.profiles, here=True)
     rates = _rates(args.rates, workload.llms)
     console = Console(stderr=True)
+    window = Window(warmup=args.warmup, seconds=args.seconds, shape=LengthShape(args.lengths))
     failed = False
     with serving(args.paths) as units:
         stage = make_stage(units, workload.llms, catalog, rates)
         for load in _loads(args, stage):
             for seed in range(1, args.seeds + 1):
-                console.print(f"load {load:.2f} of the rates, seed {seed}", highlight=False)
-                found, errors = _compare(args, stage, units, load, seed)
-                failed |= bool(errors)
-                _print(found, errors, stage, args.output)
+                console.print(f"load {load:.3f} of the rates, seed {seed}", highlight=False)
+                served = serve_load(stage, units, load=load, seed=seed, window=window)
+                failed |= bool(served.errors)
+                _print(compare(stage, served), served, stage, args.output)
     return int(failed)
-
-
-def _compare(
-    args: argparse.Namespace, stage: Stage, units: Sequence[RunningUnit], load: float, seed: int
-) -> tuple[Comparison, Mapping[str, int]]:
-    """One load and seed: the same arrivals served and simulated."""
-    begin, end = args.warmup, args.warmup + args.seconds
-    asked = draw_arrivals(stage, load, seed, LengthShape(args.lengths), until=end + TAIL_S)
-    watch = KvWatch(units=units)
-    seen = asyncio.run(_drive(stage, units, asked, watch, seed))
-    observed = {
-        model: figures_of(log, begin=begin, end=end, kv=watch.mean(model, begin, end))
-        for model, log in seen.requests.items()
-    }
-    if seen.lag_s > LATE_S:
-        print(f"note: this client sent 1 % of its requests over {seen.lag_s * 1e3:.0f} ms late",
-              file=sys.stderr)  # fmt: skip
-    offered = {model: found.offered for model, found in observed.items()}
-    return Comparison(
-        load=load, seed=seed, observed=observed,
-        predicted=predicted(stage, load, LengthShape(args.lengths), offered),
-        simulated=simulated(stage, asked, begin=begin, end=end),
-        load_average=load_average(),
-    ), seen.errors  # fmt: skip
-
-
-LATE_S: Final = 0.02
-
-
-def draw_arrivals(
-    stage: Stage, load: float, seed: int, shape: LengthShape, *, until: float
-) -> tuple[Arrival, ...]:
-    """Poisson arrivals of every model at its rate."""
-    llms = [replace(llm, demand=replace(llm.demand, rate=stage.rates[llm.name]))
-            for llm in stage.problem.llms]  # fmt: skip
-    return tuple(arrivals(streams_of(llms, load=load, shape=shape), seed=seed, until=until))
-
-
-async def _drive(
-    stage: Stage, units: Sequence[RunningUnit], asked: Sequence[Arrival], watch: KvWatch, seed: int
-) -> Observed:
-    urls = {ModelName(member.model): unit.url for unit in units for member in unit.spec.members}
-    watching = asyncio.create_task(watch.run())
-    try:
-        return await drive(urls, asked, seed=seed, told=lambda count: None)
-    finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
 
 
 def _loads(args: argparse.Namespace, stage: Stage) -> Iterator[float]:
@@ -180,11 +127,12 @@ def _check(args: argparse.Namespace) -> None:
             raise SpecError(f"--load {part:g}: above 0, at most 2")
 
 
-def _print(
-    found: Comparison, errors: Mapping[str, int], stage: Stage, output: str
-) -> None:  # fmt: skip
-    for error, count in sorted(errors.items()):
+def _print(found: Comparison, run: Run, stage: Stage, output: str) -> None:
+    for error, count in sorted(run.errors.items()):
         print(f"{count} requests failed: {error}", file=sys.stderr)
+    if run.lag_s > LATE_S:
+        print(f"note: this client sent 1 % of its requests over {run.lag_s * 1e3:.0f} ms late",
+              file=sys.stderr)  # fmt: skip
     if output == "json":
         print(json.dumps(comparison_document(found, stage)))
     else:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -25,27 +25,24 @@ DRAIN_S: Final = 120.0
 class Observed:
     """What clients saw: requests by model as the simulator logs them; what went wrong, counted.
 
-    `lag_s`: how late this client sent its requests, at the 99th percentile. `done_at`: when the
-    last answer was read.
+    `lag_s`: how late this client sent its requests, at the 99th percentile.
     """
 
     requests: Mapping[ModelName, RequestLog]
     errors: Mapping[str, int]
     lag_s: float
-    done_at: float
 
 
 async def drive(
-    urls: Mapping[ModelName, str], arrivals: Sequence[Arrival], *, seed: int,
-    told: Callable[[int], None],
-) -> Observed:  # fmt: skip
-    """Sends all arrivals, each model's to its unit; `told` hears how many are sent."""
+    urls: Mapping[ModelName, str], arrivals: Sequence[Arrival], *, seed: int
+) -> Observed:
+    """Sends all arrivals, each model's to its unit."""
     draw = Random(seed)
     prompts = [[draw.randrange(FIRST_TOKEN_ID, VOCAB) for _ in range(a.prompt)] for a in arrivals]
     async with open_session() as session:
         tasks: list[asyncio.Task[Marks]] = []
         began = time.perf_counter()
-        for index, (arrival, prompt) in enumerate(zip(arrivals, prompts, strict=True)):
+        for arrival, prompt in zip(arrivals, prompts, strict=True):
             wait = began + arrival.at - time.perf_counter()
             if wait > 0:
                 await asyncio.sleep(wait)
@@ -54,11 +51,10 @@ async def drive(
                     stream(session, urls[arrival.model], arrival.model, prompt, arrival.output)
                 )
             )
-            told(index + 1)
-        await asyncio.wait(tasks, timeout=DRAIN_S)
-        done_at = time.perf_counter() - began
+        if tasks:
+            await asyncio.wait(tasks, timeout=DRAIN_S)
         marks = [await _ended(task) for task in tasks]
-    return _observed(arrivals, marks, began, done_at)
+    return _observed(arrivals, marks, began)
 
 
 async def _ended(task: asyncio.Task[Marks]) -> Marks:
@@ -69,9 +65,7 @@ async def _ended(task: asyncio.Task[Marks]) -> Marks:
     return Marks(sent=time.perf_counter(), error="not finished in time")
 
 
-def _observed(
-    arrivals: Sequence[Arrival], marks: Sequence[Marks], began: float, done_at: float
-) -> Observed:
+def _observed(arrivals: Sequence[Arrival], marks: Sequence[Marks], began: float) -> Observed:
     errors: dict[str, int] = {}
     lags = [0.0]
     by_model: dict[ModelName, list[tuple[Arrival, Marks]]] = {}
@@ -82,7 +76,7 @@ def _observed(
             errors[mark.error] = errors.get(mark.error, 0) + 1
     return Observed(
         requests={model: _log(found, began) for model, found in sorted(by_model.items())},
-        errors=errors, lag_s=float(np.percentile(lags, 99)), done_at=done_at,
+        errors=errors, lag_s=float(np.percentile(lags, 99)),
     )  # fmt: skip
 
 

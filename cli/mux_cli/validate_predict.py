@@ -1,6 +1,6 @@
 """What the estimator and the simulator say of running units under given arrivals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -24,7 +24,7 @@ HALVINGS: Final = 24
 
 
 def predicted(
-    stage: Stage, load: float, shape: LengthShape, offered: Mapping[ModelName, float]
+    stage: Stage, load: float, shape: LengthShape, models: Sequence[ModelName]
 ) -> dict[ModelName, Figures]:
     """The estimator's figures at a part of the stage's rates; it knows no single arrival."""
     estimator = _estimator(stage, shape)
@@ -35,7 +35,7 @@ def predicted(
         outcome = estimator.outcome(kind, asks)
         for ask, member in zip(asks, outcome.members, strict=True):
             found[ask.llm.name] = predicted_figures(member, offered=ask.rate, memory=memory)
-    return {name: found[name] for name in offered if name in found}
+    return {name: found[name] for name in models}
 
 
 def capacity(stage: Stage, shape: LengthShape) -> float:

@@ -20,6 +20,8 @@ class MadeOn:
     """Where and by what a profile was measured; it counts as measured for that alone.
 
     `device` names the machine's processor or GPU, `path` the engine and its attention kernels.
+    `load`: processes of others that wanted a core when it began; above the number of cores the
+    figures are of a busy machine.
     """
 
     device: str
@@ -29,6 +31,7 @@ class MadeOn:
     commit: str
     at: str
     quick: bool = False
+    load: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
