@@ -127,6 +127,15 @@ def test_a_growing_queue_is_told_from_a_steady_one(rate, capacity, growing):
     assert measures.grows([run], "a") is growing
 
 
+def test_batches_that_fill_after_a_short_warm_up_are_no_growth():
+    arrived = np.arange(0, 900.0, 0.1)
+    left = arrived + 150.0
+    log = a_log(*zip(arrived, left, left, left * 0 + 32, left * 0 + 1, strict=True))
+    run = tally_of({"a": log}, seconds=600.0, warmup=10.0, until=900.0)
+    assert run.models["a"].backlog[0] < 200 < run.models["a"].backlog[-1]
+    assert not measures.grows([run], "a")
+
+
 def test_chance_alone_is_no_growth():
     rng = np.random.default_rng(5)
     for _ in range(50):

@@ -44,6 +44,11 @@ def test_another_llm_changes_nobody_elses_requests():
     assert list(arrivals([a_stream("a")], seed=8, until=200)) != alone
 
 
+def test_llms_of_equal_rate_get_different_requests():
+    one, other = (times(a_stream(name), until=100.0) for name in "ab")
+    assert not np.isin(one, other).any()
+
+
 def test_a_longer_run_begins_with_the_same_requests():
     stream = a_stream(curve=RateCurve((0.0, 50.0), (1.0, 3.0)))
     long = list(arrivals([stream], seed=7, until=3000))
