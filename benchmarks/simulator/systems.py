@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "planner"))
 
 from cases import llm as llm
@@ -18,17 +20,20 @@ from cases import published as published
 
 from mux_core.estimator.memory import kv_per_token
 from mux_core.estimator.unit import GroupKind
-from mux_core.llm import Llm
+from mux_core.llm import Llm, Slo
 from mux_core.placement import GpuGroup, KvQuota, Member, Placement, Share, Unit
 from mux_core.planners.strategies import make_estimator, make_planner
 from mux_core.planning import Objective, PlacementProblem, Plan, PlanningPolicy, best_plan
 from mux_core.simulator.kv import KvRule, Llms, estimated_kv, planned_kv
+from mux_core.simulator.latency_base import LatencyBase, latency_bases
 from mux_core.units import Bytes, Percent, UnitId
 
 OURS = "ours"
 ATTAINMENT = "ours-attainment"
 PUBLISHED = ("muxserve", "spatial", "temporal")
 SEARCH_STEPS = 100_000
+PLANNED_SCALE = 2.0
+"""SLO scale that `ours-attainment` plans for: the tightest that is compared."""
 
 TAKING_TURNS = Share(prefill=Percent(100), decode=Percent(90))
 """Shares of MuxServe's whole-GPU and temporal baselines: no two steps ever overlap."""
@@ -74,10 +79,7 @@ def make_system(name: str, llms: Sequence[Llm], *, gpus: int | None = None) -> S
             found = _planned(name, llms, name, "adbs", gpus=gpus)
             return replace(found, placement=with_share(found.placement, WHOLE))
         case "ours" | "ours-attainment":
-            objective = Objective.ATTAINMENT if name == ATTAINMENT else Objective.GPUS
-            return _planned(
-                name, llms, "default", "adbs", gpus=gpus, objective=objective, estimator="default"
-            )
+            return _ours(name, llms, gpus)
     raise SystemExit(f"system {name}: unknown")
 
 
@@ -157,6 +159,27 @@ def _planned(
     return System(
         name=name, problem=problem, placement=plan.proposed, policy=policy, kv=kv, plan=plan
     )
+
+
+def _ours(name: str, llms: Sequence[Llm], gpus: int | None) -> System:
+    """The fewest GPUs that carry the demand; for attainment, all `gpus` at a tight target.
+
+    Only the planner hears of the target: what arrives is judged at every scale alike.
+    """
+    if name == OURS:
+        return _planned(name, llms, "default", "adbs", gpus=gpus, estimator="default")
+    bases = latency_bases(llms, nodes(), {})
+    tight = [replace(one, slo=_target(one, bases[one.name])) for one in llms]
+    found = _planned(
+        name, tight, "default", "adbs", gpus=gpus, estimator="default",
+        objective=Objective.ATTAINMENT,
+    )  # fmt: skip
+    return replace(found, problem=replace(found.problem, llms=tuple(llms)))
+
+
+def _target(llm: Llm, base: LatencyBase) -> Slo:
+    prompt = np.array([llm.demand.prompt_tokens])
+    return Slo(ttft_s=PLANNED_SCALE * float(base.ttft(prompt)[0]), tpot_s=PLANNED_SCALE * base.tpot)
 
 
 def _spatial_gpus(llm: Llm, chat: bool) -> int:

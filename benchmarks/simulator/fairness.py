@@ -1,0 +1,119 @@
+"""The worst-off LLM of ours on the GPUs of spatial-replicas: how much it is served, how it waits.
+
+    python benchmarks/simulator/fairness.py [--cases 2.1/0.5,chat500] [--seconds 600 --seeds 5]
+
+The optimum is the largest part phi of every rate that the estimator says those units carry, found
+by bisection. Isolated is an LLM with the same arrivals alone on the units it has, same shares.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+
+from report import Table, progress, report
+from runs import Measured, Traffic, Window, measure, window_arguments, window_of
+from systems import ATTAINMENT, System, make_system, nodes, published
+
+from mux_core.estimator.queueing import QueueingUnits
+from mux_core.estimator.unit import Ask
+from mux_core.llm import Llm
+from mux_core.placement import GpuGroup, Placement, Unit
+from mux_core.planners.assembly import kind_of
+from mux_core.simulator.measures import latency, ratio
+from mux_core.units import ModelName, UnitId
+
+CLOSE = 0.005
+LEAST_RATIO, MOST_WAIT = 0.9, 2.0
+
+
+def carries(system: System, estimator: QueueingUnits, phi: float) -> bool:
+    """Whether every unit carries that part of the rates sent to it."""
+    llms = {llm.name: llm for llm in system.problem.llms}
+    shares: dict[ModelName, float] = {}
+    for _, member in system.placement.members():
+        shares[member.model] = shares.get(member.model, 0.0) + max(member.rate, 1e-9)
+    for unit in system.placement.units:
+        kind = kind_of(system.problem, unit.group)
+        assert kind is not None
+        asks = [
+            Ask(
+                llm=llms[m.model],
+                rate=phi * llms[m.model].demand.rate * max(m.rate, 1e-9) / shares[m.model],
+            )
+            for m in unit.members
+        ]
+        if not estimator.outcome(kind, asks).fits:
+            return False
+    return True
+
+
+def max_min_optimum(system: System) -> float:
+    """The largest phi, at most 1."""
+    estimator = QueueingUnits(headroom=1.0, enforce_slo=False)
+    low, high = 0.0, 1.0
+    if carries(system, estimator, high):
+        return high
+    while high - low > CLOSE:
+        middle = (low + high) / 2
+        low, high = (middle, high) if carries(system, estimator, middle) else (low, middle)
+    return low
+
+
+def isolated(system: System) -> System:
+    """Every member on a unit of its own, as many GPUs and the same share as it has now."""
+    cluster = nodes(sum(len(unit.members) for unit in system.placement.units))
+    units = []
+    for index, (unit, member) in enumerate(system.placement.members()):
+        group = GpuGroup(node=cluster[index].name, gpus=tuple(range(unit.group.size)))
+        units.append(Unit(id=UnitId(f"alone-{index:03d}"), group=group, members=(member,)))
+    return replace(
+        system,
+        name="isolated",
+        problem=replace(system.problem, nodes=cluster),
+        placement=Placement(units=tuple(units)),
+    )
+
+
+def waits(found: Measured) -> dict[ModelName, float]:
+    """Mean TTFT of every LLM that had a request."""
+    spreads = {model: latency(found.runs, model, "ttft") for model in found.runs[0].models}
+    return {model: spread.mean for model, spread in spreads.items() if spread is not None}
+
+
+def table_of(cases: Mapping[str, tuple[Llm, ...]], window: Window) -> Table:
+    table = Table(
+        title="The worst-off LLM of ours on the GPUs of spatial-replicas",
+        columns=("case", "GPUs", "optimum", "worst served / offered", "of the optimum",
+                 "largest mean TTFT / isolated", "bar"),
+    )  # fmt: skip
+    for case, llms in cases.items():
+        progress(f"fairness: {case}")
+        gpus = make_system("spatial-replicas", llms).placement.gpus_used
+        system = make_system(ATTAINMENT, llms, gpus=gpus)
+        optimum, traffic = max_min_optimum(system), Traffic(llms=llms)
+        found = measure(system, traffic, window)
+        alone = waits(measure(isolated(system), traffic, window))
+        slowed, slowest = max((wait / alone[model], model) for model, wait in waits(found).items())
+        worst, starved = min((ratio(found.runs, model), model) for model in alone)
+        held = worst >= LEAST_RATIO * optimum and (optimum < 1 or slowed <= MOST_WAIT)
+        verdict = "held" if held else "missed"
+        table.add(case, system.placement.gpus_used, optimum, f"{worst:.3f} ({starved})",
+                  worst / optimum, f"{slowed:.2f} ({slowest})", verdict)  # fmt: skip
+    table.notes.append("Bar: at least 0.9 of the optimum; where that is 1, mean TTFT at most twice "
+                       "the isolated one. Ratios of rare LLMs are noisy: requests end after the "
+                       "window in which they came.")  # fmt: skip
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    window_arguments(parser)
+    parser.add_argument("--cases", default="", help="of the published ones, by comma; all")
+    args = parser.parse_args()
+    known = published()
+    chosen = args.cases.split(",") if args.cases else list(known)
+    report(args, table_of({case: known[case] for case in chosen}, window_of(args)))
+
+
+if __name__ == "__main__":
+    main()
