@@ -46,6 +46,8 @@ SHARING_GAIN = 1.25
 """No group is estimated to carry more than this over one LLM alone; used to skip searches."""
 MOST_REPACKED = 200
 """Items up to which a re-plan weighs a packing from scratch against the current one."""
+MOST_POLICIES = 8
+"""Policies whose estimates are remembered: so many pools are planned in turn without forgetting."""
 DRIFT = 2.0
 """Beyond `MOST_REPACKED`, GPUs over the crude lower bound at which packing anew is tried."""
 
@@ -74,10 +76,12 @@ class DefaultPlanner:
         relaxed = policy.objective is Objective.ATTAINMENT
         key = (policy, relaxed)
         if key not in self._memory:
-            estimator = self.estimator or QueueingUnits(headroom=policy.headroom)
+            estimator = self.estimator or QueueingUnits(headroom=policy.headroom,
+                                                        step=policy.step_percent)  # fmt: skip
             if relaxed and isinstance(estimator, QueueingUnits):
                 estimator = replace(estimator, enforce_slo=False)
-            self._memory.clear()
+            if len(self._memory) >= MOST_POLICIES:
+                self._memory.clear()
             self._memory[key] = Oracle(estimator, policy)
         oracle = self._memory[key]
         oracle.forget_items()
@@ -167,9 +171,12 @@ class _Run:
                 yield best
         if not self._may_gain(held):
             return
+        weighed = 0.0
         for fresh in self._best():
-            if self._gain(best, fresh) > 1e-9 and self._is_worth(held, fresh):
-                best = fresh
+            gain = self._gain(held, fresh)
+            if gain > weighed + 1e-9 and self._gain(best, fresh) > 1e-9:
+                weighed = gain  # an equal gain is not weighed against its moves again
+                best = fresh if self._is_worth(held, fresh) else best
             # Also without news: the clock's owner may want to stop here.
             yield best
 

@@ -1,17 +1,19 @@
 """Rates move, plans follow: what is changed live, what waits; and noise alone plans nothing."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from mux_core.actions import Action, ApplyUnit, RecordPlan, StartUnit, StopUnit
 from mux_core.llm import Demand, Slo
+from mux_core.placement import GpuNode
 from mux_core.planning import StepKind
 from mux_core.rates import RateState, Sample, observed, rates
-from mux_core.units import MIB, ModelName
+from mux_core.units import GIB, MIB, Bytes, ModelName, NodeName
+from mux_core.unitspec import Device
 from mux_core.verdicts import ConditionType as C
-from world_builders import World, an_llm, poisson, settled, slots
+from world_builders import World, a_pool, an_llm, poisson, settled, slots
 
 LONG = Demand(rate=1.0, prompt_tokens=50, output_tokens=400)
 U0, U1 = "pool-r1-u0", "pool-r2-u0"
@@ -69,7 +71,8 @@ def three(count: int = 1, **world: object) -> World:
 
 @pytest.mark.parametrize("offered", [0.2, 1.0, 5.0, 25.0])
 def test_an_hour_of_noisy_constant_load_makes_few_plans(offered: float) -> None:
-    traffic = Traffic(three(), dict.fromkeys("abc", offered))
+    world = settled(*(an_llm(name) for name in "abc"))
+    traffic = Traffic(world, dict.fromkeys("abc", offered))
     traffic.run(300)
     taken = traffic.run(3600)
     assert len(plans(taken)) <= 2
@@ -155,3 +158,25 @@ def test_a_service_level_that_nothing_meets_costs_no_place() -> None:
     world = settled(an_llm("a", slo=Slo(ttft_s=1e-6), declared=LONG), an_llm("b"))
     assert world.placed == {U0: ["a", "b"]}
     assert world.said("a", C.READY) == ("True", "Ready")
+
+
+GPU = GpuNode(name=NodeName("node-0"), gpus=1, memory=Bytes(70 * GIB), gpu="h100")
+
+
+def test_on_a_gpu_a_share_in_use_stays_and_who_needs_another_waits_for_approval() -> None:
+    """A process keeps its MPS percentage for life, so making room for another one restarts it."""
+    world = settled(an_llm("a", declared=LONG), pool=a_pool(device=Device.CUDA), nodes=(GPU,))
+    before = world.records[U0].spec.members[0]
+    world.add(an_llm("b", declared=LONG))
+
+    world.settle()
+
+    assert world.records[U0].spec.members[0].decode_percent == before.decode_percent
+    assert world.placed == {U0: ["a"]}
+    assert world.said("b", C.PLACED) == ("False", "AwaitingApproval")
+    waiting = world.known[1].awaiting
+    assert {s.kind for s in waiting.steps if s.disruptive} == {StepKind.RESIZE_SHARE}
+
+    world.nodes = (replace(GPU, gpus=2),)
+    world.settle()
+    assert sorted(world.placed.values()) == [["a"], ["b"]], "a free GPU disturbs nobody"
