@@ -1,8 +1,8 @@
 """How good predictions are: three tiny models in one CPU unit, Poisson load, against their bars.
 
-    python benchmarks/validate/bars.py                           # profiles, then 3 loads x 5 seeds
-    python benchmarks/validate/bars.py --requests 60 --seeds 1   # a look, in minutes
-    python benchmarks/validate/bars.py --profile here.json --runs runs.jsonl   # goes on where it was
+    python benchmarks/validate/bars.py                                  # profile, 3 loads, 5 seeds
+    python benchmarks/validate/bars.py --requests 60 --seeds 1          # a look, in minutes
+    python benchmarks/validate/bars.py --profile p.json --runs r.jsonl  # goes on where it was
 
 Each run sends at least `--requests` requests per model inside its window, at 30, 60 and 90 % of the
 capacity that the estimator predicts. Client and unit share the cores of this machine. The same runs
@@ -180,7 +180,7 @@ def without_model(profiles: ProfileSet, model: str) -> ProfileSet:
 def report(runs: Sequence[Mapping[str, Any]]) -> None:
     """A row per set of costs, load, model and figure; then how many are within their bars."""
     print("\nclient and unit on the same cores; means over seeds; * outside its bar")
-    print(f"{'costs':28} {'load':>5} {'model':12} {'figure':10} {'observed':>9} {'simulated':>15} "
+    print(f"{'costs':38} {'load':>5} {'model':12} {'figure':10} {'observed':>9} {'simulated':>15} "
           f"{'estimated':>15}")  # fmt: skip
     within: dict[tuple[str, str], list[bool]] = {}
     for variant in runs[0]["variants"]:
@@ -212,7 +212,7 @@ def rows(
             good = abs(off) <= bar * width
             within.setdefault((variant, who), []).append(good)
             cells.append(f"{said * unit:8.2f} {off:+5.0%}{' ' if good else '*'}")
-        print(f"{variant:28} {part:5.0%} {model:12} {name:10} {seen * unit:9.2f} "
+        print(f"{variant:38} {part:5.0%} {model:12} {name:10} {seen * unit:9.2f} "
               f"{cells[0]:>15} {cells[1]:>15}")  # fmt: skip
 
 

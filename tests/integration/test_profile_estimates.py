@@ -1,0 +1,100 @@
+"""The estimator of turns against the simulator, which plays every step under the real policy."""
+
+import pytest
+
+from mux_cli.validate_figures import relative_error
+from mux_cli.validate_models import Stage
+from mux_cli.validate_predict import capacity, predicted, simulated
+from mux_cli.validate_runs import Window, draw_arrivals
+from mux_core.costmodel.measured_pairs import PairInterference, pair_interference
+from mux_core.costmodel.sources import ProfileCatalog, choose_costs
+from mux_core.llm import Demand, Llm
+from mux_core.placement import GpuGroup, GpuNode, KvQuota, Member, Placement, Share, Unit
+from mux_core.planning import PlacementProblem
+from mux_core.simulator.lengths import LengthShape
+from mux_core.units import Bytes, ModelName, NodeName, Percent, UnitId
+from profile_builders import profile_set, shape
+
+WINDOW = Window(warmup=5, seconds=40, shape=LengthShape.FIXED)
+NODE = GpuNode(name=NodeName("n"), gpus=1, memory=Bytes(512 << 20), gpu="cpu")
+HALF = Share(prefill=Percent(50), decode=Percent(50))
+WHOLE = Share(prefill=Percent(100), decode=Percent(100))
+
+
+def stage(rates, *, share=HALF, layers=(4, 2, 4)):
+    llms = [
+        Llm(name=ModelName(name), weight_bytes=Bytes(1 << 20), geometry=shape(layers=depth),
+            demand=Demand(rate=rate, prompt_tokens=32, output_tokens=48))
+        for (name, rate), depth in zip(rates.items(), layers, strict=False)
+    ]  # fmt: skip
+    costs = choose_costs(llms, [NODE], ProfileCatalog((profile_set(),)), {})
+    kv = KvQuota(guaranteed=Bytes(16 << 20), limit=Bytes(512 << 20))
+    unit = Unit(
+        id=UnitId("u"),
+        group=GpuGroup(node=NODE.name, gpus=(0,)),
+        members=tuple(
+            Member(model=llm.name, replica=0, tensor=1, share=share, kv=kv) for llm in llms
+        ),
+    )
+    return Stage(
+        problem=PlacementProblem(now=0.0, nodes=(NODE,), llms=costs.llms),
+        placement=Placement(units=(unit,)), costs=costs, rates=rates, request_s=0.0,
+        unit_bytes=16384,
+        interference=PairInterference(decode_by_prefill=0.1, prefill_by_decode=0.1,
+                                      decode_by_decode=1.1),
+    )  # fmt: skip
+
+
+def both(found, part):
+    """(estimated, simulated) figures at a part of the capacity."""
+    load = part * capacity(found, WINDOW.shape)
+    asked = draw_arrivals(found, load, 1, WINDOW)
+    played = simulated(found, asked, begin=WINDOW.warmup, end=WINDOW.end)
+    return predicted(found, load, WINDOW.shape, tuple(played)), played
+
+
+@pytest.mark.parametrize(
+    ("rates", "share"),
+    [({"a": 1.0}, HALF), ({"a": 1.0, "b": 0.5}, HALF), ({"a": 1.0, "b": 0.5, "c": 0.5}, HALF),
+     ({"a": 1.0, "b": 1.0}, WHOLE)],
+    ids=["one", "two", "three", "whole slots"],
+)  # fmt: skip
+def test_a_half_full_unit_is_estimated_as_it_plays(rates, share):
+    said, played = both(stage(rates, share=share), 0.5)
+    for model in rates:
+        assert relative_error(said[model].goodput, played[model].goodput) == pytest.approx(
+            0, abs=0.1
+        )
+        assert relative_error(said[model].tpot.mean, played[model].tpot.mean) == pytest.approx(
+            0, abs=0.15)  # fmt: skip
+        assert relative_error(said[model].ttft.p99, played[model].ttft.p99) == pytest.approx(
+            0, abs=0.4)  # fmt: skip
+        assert relative_error(said[model].kv, played[model].kv) == pytest.approx(0, abs=0.25)
+
+
+def test_beyond_its_capacity_a_unit_is_said_to_be_full():
+    found = stage({"a": 1.0, "b": 1.0})
+    load = capacity(found, WINDOW.shape)
+    full = predicted(found, 1.3 * load, WINDOW.shape, (ModelName("a"), ModelName("b")))
+    assert sum(f.served for f in full.values()) < 0.95 * sum(f.offered for f in full.values())
+
+
+def test_more_load_is_never_faster():
+    found = stage({"a": 1.0, "b": 0.5, "c": 0.5})
+    most = capacity(found, WINDOW.shape)
+    steps = [predicted(found, part * most, WINDOW.shape, (ModelName("a"),))[ModelName("a")]
+             for part in (0.1, 0.3, 0.5, 0.7, 0.9)]  # fmt: skip
+    tpots = [figures.tpot.mean for figures in steps]
+    assert tpots == sorted(tpots)
+
+
+def test_factors_of_pairs_are_means_over_what_was_measured():
+    found = pair_interference(profile_set().pairs)
+    assert found.decode_factor(1.0) == pytest.approx(1.5)
+    assert found.prefill_factor(decoding=True) == pytest.approx(1.1)
+    assert found.bus_stretch(9.9) == found.decode_by_decode == 1.0
+
+
+def test_without_pairs_nothing_slows_anything():
+    found = pair_interference(())
+    assert found.decode_factor(1.0) == found.prefill_factor(decoding=True) == 1.0
