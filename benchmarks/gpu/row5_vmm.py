@@ -11,7 +11,6 @@ import os
 import socket
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from record import Recorder, arguments, run
 from shares import Child, mps
@@ -66,12 +65,13 @@ def readable(record: Recorder, what: str, importer: Child, at: int) -> None:
         record.fact(what, importer.ask(do="read", at=at, count=len(MARK)) == MARK)
 
 
-def share(record: Recorder, exchange: Exchange, args: Any, environment: dict[str, str]) -> None:
+def share(record: Recorder, exchange: Exchange, device: str, environment: dict[str, str],
+          outside: dict[str, str]) -> None:  # fmt: skip
     """Owner, two importers, a mapping to read only; then the owner is killed."""
-    handles, nbytes = SIZES[args.device]
+    handles, nbytes = SIZES[device]
     last = (handles - 1) * nbytes
-    child = ("vmm_child.py", [args.device])
-    with Child(*child, {**environment, **args.outside}) as owner:
+    child = ("vmm_child.py", [device])
+    with Child(*child, outside) as owner:
         seconds = owner.ask(do="create", handles=handles, nbytes=nbytes)
         record.values(
             "create without a context", [s * 1e6 for s in seconds], unit="us", nbytes=nbytes
@@ -105,10 +105,10 @@ def refused(record: Recorder, what: str, importer: Child, **command: object) -> 
         record.fact(f"{what} is refused", False)
 
 
-def fault(record: Recorder, exchange: Exchange, args: Any) -> None:
+def fault(record: Recorder, exchange: Exchange, device: str, outside: dict[str, str]) -> None:
     """A kernel writes where only reading was asked for. Its context dies, so it comes last."""
-    with Child("vmm_child.py", [args.device], args.outside) as reader:
-        exchange.map(reader, SIZES[args.device][1], writable=False)
+    with Child("vmm_child.py", [device], outside) as reader:
+        exchange.map(reader, SIZES[device][1], writable=False)
         refused(record, "a kernel's write into a read-only mapping", reader, do="fill", at=0,
                 count=4096)  # fmt: skip
 
@@ -120,16 +120,15 @@ def main() -> None:
     with Recorder(5, "vmm", args) as record, tempfile.TemporaryDirectory() as folder:
         record.fact("memory used before", used_mib())
         with mps(record) as shares:
-            args.outside = shares.outside
             for inside in (False, True) if shares.control is not None else (False,):
                 exchange = Exchange(Path(folder) / ("in" if inside else "out"))
                 environment = shares.environment(50) if inside else shares.outside
                 record.fact("importers now", "under MPS" if inside else "without MPS")
                 with record.attempt("share", importers_under_mps=inside):
-                    share(record, exchange, args, environment)
+                    share(record, exchange, args.device, environment, shares.outside)
                 if args.faults and not inside:
                     with record.attempt("fault"):
-                        fault(record, exchange, args)
+                        fault(record, exchange, args.device, shares.outside)
                 exchange.close()
         record.fact("memory used after", used_mib())
         record.shows(truths(record))

@@ -37,7 +37,7 @@ class Shares:
     def environment(self, percent: int) -> dict[str, str]:
         if self.control is None:
             return {}
-        return client_environment(self.control.paths, percent)  # type: ignore[arg-type]
+        return client_environment(self.control.paths, percent)
 
     @property
     def outside(self) -> dict[str, str]:

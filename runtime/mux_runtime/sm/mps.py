@@ -18,7 +18,6 @@ from typing import Final
 
 from mux_core.errors import PeerError
 from mux_core.reasons import Reason
-from mux_core.units import Percent
 
 PROGRAM: Final = "nvidia-cuda-mps-control"
 PID_FILE: Final = f"{PROGRAM}.pid"
@@ -132,7 +131,7 @@ class MpsControl:
         return done.stdout
 
 
-def client_environment(paths: MpsPaths, percent: Percent) -> dict[str, str]:
+def client_environment(paths: MpsPaths, percent: int) -> dict[str, str]:
     """What a CUDA process must have before its first CUDA call to get `percent` of the SMs."""
     return {**paths.environment(), "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(percent)}
 

@@ -6,11 +6,10 @@ its next start. Fakes live with the tests.
 """
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from mux_core.reasons import Reason
-from mux_core.units import Percent
 from mux_runtime.sm.driver import SeenGpu, see_gpu_outside_mps
 from mux_runtime.sm.mps import MpsControl, MpsPaths, MpsUnavailable, client_environment
 from mux_runtime.sm.shares import ShareNotVerified, check_share
@@ -46,20 +45,20 @@ class NoPartition:
         return
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MpsPartition:
     """Shares of one GPU by a daemon of our own; `gpu` is the whole GPU as seen outside of it."""
 
     control: MpsControl
-    gpu: SeenGpu = field(kw_only=True)
+    gpu: SeenGpu
 
     @classmethod
     def of(cls, paths: MpsPaths) -> "MpsPartition":
         """Over the daemon that serves `paths`. Raises DriverUnavailable."""
-        return cls(MpsControl(paths=paths), gpu=see_gpu_outside_mps(paths.outside))
+        return cls(control=MpsControl(paths=paths), gpu=see_gpu_outside_mps(paths.outside))
 
     def environment(self, percent: int) -> dict[str, str]:
-        return {**client_environment(self.control.paths, Percent(percent)),
+        return {**client_environment(self.control.paths, percent),
                 "CUDA_VISIBLE_DEVICES": self.gpu.uuid}  # fmt: skip
 
     def verify(self, host: str, *, pid: int, percent: int, seen_sms: int) -> None:
