@@ -117,5 +117,6 @@ def test_it_dies_with_a_parent_that_is_killed() -> None:
         pid = int(parent.stdout.readline())
         assert not is_gone(pid)
         child = psutil.Process(pid)
+        child.suspend()  # as deaf to the end of its input as in the middle of a search
         parent.kill()
     child.wait(10)
