@@ -175,7 +175,7 @@ class Round:
     @property
     def short_of_kv(self) -> frozenset[str]:
         """Members held for lack of KV."""
-        return frozenset(h.model for h in self.held if h.why in _LACKS_KV)
+        return frozenset([h.model for h in self.held if h.why in _LACKS_KV])
 
 
 def decode_bound(members: int, limits: Limits) -> int:
@@ -204,17 +204,25 @@ def adbs_round(load: UnitLoad, limits: Limits) -> Round:
 class _Desk:
     """The working copy of one round."""
 
+    __slots__ = (
+        "decoded", "free", "granted_decode", "granted_prefill", "grants", "held", "in_flight",
+        "lacking", "limits", "order", "owed", "passed", "preempts", "prefilled", "prefills_left",
+        "short", "sms", "starved", "taken", "turn",
+    )  # fmt: skip
+
     def __init__(self, load: UnitLoad, limits: Limits) -> None:
         self.limits = limits
         self.turn = load.turn
-        self.order = sorted(load.members, key=_by_priority)
+        self.order = list(load.members)
+        if len(self.order) > 1:
+            self.order.sort(key=_by_priority)
         self.sms = limits.sm_percent - load.sm_in_use
         self.in_flight = load.sm_in_use > 0
         most = limits.max_prefills
         self.prefills_left = len(load.members) if most is None else most - load.prefills
         self.free = load.free_units
         # What members lack to their floors: never lent to another.
-        self.lacking = sum(m.floor - m.used for m in self.order if m.floor > m.used)
+        self.lacking = sum([m.floor - m.used for m in self.order if m.floor > m.used])
         self.taken: dict[str, int] = {}
         self.prefilled = set(load.turn.prefilled)
         self.decoded = set(load.turn.decoded)
@@ -296,6 +304,8 @@ class _Desk:
 
     def count_passed(self, decodes: list[MemberLoad]) -> None:
         """Prefills that passed a ready decode bring it, in time, its own turn."""
+        if not self.held:
+            return
         held = {h.model for h in self.held
                 if h.phase is Phase.DECODE and h.why not in _NOT_PASSED}  # fmt: skip
         if not held or self.owed:
@@ -308,6 +318,8 @@ class _Desk:
 
     def reclaim(self) -> None:
         """Counts who waits for units inside its quota; past the bound somebody must give."""
+        if not self.short:
+            return
         starved = {m: self.turn.starved.get(m, 0) + 1 for m in self.short}
         self.starved = starved
         late = [m for m, rounds in starved.items() if rounds > self.limits.reclaim_rounds]

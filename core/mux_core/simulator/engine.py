@@ -10,8 +10,9 @@ request short of rows runs what its rows hold, or waits; nothing is evicted. Tok
 not here: `host` adds them where somebody looks at them, and the unit on its virtual clock does not.
 """
 
+from collections import abc
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from mux_core.batching import rows_for
@@ -52,10 +53,10 @@ class Step(Generic[Seq]):
     prefill_tokens: int = 0
     used: int = 0
     starved: bool = False
-    prefilled: list[tuple[Seq, int, int]] = field(default_factory=list)
-    emitted: list[Seq] = field(default_factory=list)
-    finished: list[Seq] = field(default_factory=list)
-    held: list[Seq] = field(default_factory=list)
+    prefilled: abc.Sequence[tuple[Seq, int, int]] = ()
+    emitted: abc.Sequence[Seq] = ()
+    finished: abc.Sequence[Seq] = ()
+    held: abc.Sequence[Seq] = ()
 
 
 class Engine(Generic[Seq]):
@@ -157,9 +158,11 @@ class Engine(Generic[Seq]):
     def _decode_some(self, done: Step[Seq], rows: int, most: int) -> None:
         """Some requests are held: those beyond the grant, and at an edge those without a row."""
         at_edge = self.at_edge
+        held: list[Seq] = []
+        done.held = held
         for request in sorted(self.decoding, key=lambda r: r.place):
             if done.decoded >= most:
-                done.held.append(request)
+                held.append(request)
             elif request not in at_edge:
                 done.decoded += 1
             elif done.used < rows:
@@ -167,10 +170,10 @@ class Engine(Generic[Seq]):
                 done.used += 1
             else:
                 done.starved = True
-                done.held.append(request)
+                held.append(request)
         if not done.decoded:
             return
-        for request in done.held:
+        for request in held:
             self._unmark(request)
             request.since += 1
             request.ends_at += 1
@@ -180,11 +183,16 @@ class Engine(Generic[Seq]):
     def _advance(self, done: Step[Seq]) -> None:
         self.steps += 1
         self.context += done.decoded
-        for request in self._ends.pop(self.steps, ()):
+        ends = self._ends.pop(self.steps, None)
+        if ends is None:
+            return
+        finished: list[Seq] = []
+        for request in ends:
             # Entries of former stays and of places it was held at are void.
             if request.ends_at == self.steps and request in self.decoding:
-                done.finished.append(request)
+                finished.append(request)
                 request.ends_at = 0
+        done.finished = finished
 
     def prefill_plan(
         self, *, rows: int, budget: int, seats: int
@@ -216,19 +224,18 @@ class Engine(Generic[Seq]):
             request.computed += tokens
             done.prefill_tokens += tokens
             done.used += taken
-        for request, _, _ in done.prefilled:
-            if request.computed == request.length:
-                self._emit(request, done)
+        emitted = [r for r, _, _ in done.prefilled if r.computed == r.length]
+        done.emitted = emitted
+        done.finished = [*done.finished, *(r for r in emitted if self._emits_last(r))]
 
-    def _emit(self, request: Seq, done: Step[Seq]) -> None:
-        """The first token after a prefill; unless it was the last one, decoding follows."""
+    def _emits_last(self, request: Seq) -> bool:
+        """Gives the token after a prefill; unless it was the last one, decoding follows."""
         request.length += 1
-        done.emitted.append(request)
         if request.length - request.prompt >= request.output:
-            done.finished.append(request)
-            return
+            return True
         del self.prefilling[request]
         self._join(request)
+        return False
 
     def _join(self, request: Seq) -> None:
         request.since = self.steps

@@ -165,8 +165,9 @@ class SimMember:
 
     def growing(self) -> int:
         """Rows with which every decoding request can write its last token's K and V."""
-        at_edge = len(self.decode.engine.at_edge) + self.crossing_edges
-        decoding = self.decoding + len(self.crossing)
+        engine = self.decode.engine
+        at_edge = len(engine.at_edge) + self.crossing_edges
+        decoding = len(engine.decoding) + len(self.crossing)
         return growing_rows(at_edge, decoding, self.decode.starved_rows)
 
     def load(self, limits: Limits) -> MemberLoad:
@@ -192,30 +193,32 @@ class SimMember:
         )  # fmt: skip
 
     def _make_load(self, limits: Limits) -> MemberLoad:
+        prefill, decode = self.prefill, self.decode
+        decoding = len(decode.engine.decoding) + len(self.crossing)
         waiting = waiting_tokens = head = most = 0
-        if self.queue or self.prefill.engine.prefilling:
+        if self.queue or prefill.engine.prefilling:
             chosen, rows = self.batch(limits)
             if chosen:
                 waiting = len(chosen)
                 waiting_tokens = sum(v.length - v.computed for v in chosen)
-                starved = self.prefill.starved_rows
+                starved = prefill.starved_rows
                 head = head_rows(rows[0], chosen[0], starved_rows=starved,
-                                 resident=chosen[0] in self.prefill.engine.prefilling,
+                                 resident=chosen[0] in prefill.engine.prefilling,
                                  block_tokens=self.block)  # fmt: skip
                 most = max(sum(rows), starved)
         return MemberLoad(
             model=self.model,
-            prefill_percent=self.prefill.percent,
-            decode_percent=self.decode.percent,
-            prefill_idle=self.prefill.is_idle,
-            decode_idle=self.decode.is_idle,
+            prefill_percent=prefill.percent,
+            decode_percent=decode.percent,
+            prefill_idle=prefill.is_idle,
+            decode_idle=decode.is_idle,
             waiting=waiting,
             waiting_tokens=waiting_tokens,
             head_rows=head,
             batch_rows=most,
-            decoding=self.decoding + len(self.crossing),
-            decode_rows=self.growing(),
-            running=self.running,
+            decoding=decoding,
+            decode_rows=self.growing() if decoding else 0,
+            running=len(prefill.engine.prefilling) + decoding,
             row_units=self.layout.row_units,
             floor=self.floor,
             quota=self.quota,

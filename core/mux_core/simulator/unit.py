@@ -152,8 +152,8 @@ class SimUnit:
 
     def _ask_again(self, decision: Decision, now: float) -> None:
         self.ask_due = decision.again_at
-        if decision.again_at is not None:
-            self._calendar.ask_at(max(now, decision.again_at), self)
+        if self.ask_due is not None:
+            self._calendar.ask_at(max(now, self.ask_due), self)
 
     # Steps
 
@@ -310,21 +310,17 @@ class SimUnit:
 
     def _note_holds(self, outcome: Round, now: float) -> None:
         """Members short of KV get their quotas looked at soon, the longest short one first."""
-        short = outcome.short_of_kv
+        short = outcome.short_of_kv if outcome.held else ()
         for model in sorted(short):
             member = self._by_model[model]
             if member.held_since is None:
                 member.held_since = now
-        if short:
-            self._rebalance_in(ADAPT_AFTER_HOLD_S, now)
-        elif not all(member.is_empty for member in self.members):
-            self._rebalance_in(ADAPT_EVERY_S, now)
-
-    def _rebalance_in(self, delay: float, now: float) -> None:
-        """At the latest so much later; an earlier date stands."""
-        if self.rebalance_due is None or self.rebalance_due > now + delay:
-            self.rebalance_due = now + delay
-            self._calendar.rebalance_at(self.rebalance_due, self)
+        due = now + (ADAPT_AFTER_HOLD_S if short else ADAPT_EVERY_S)
+        if self.rebalance_due is not None and self.rebalance_due <= due:
+            return  # an earlier date stands
+        if short or not all(member.is_empty for member in self.members):
+            self.rebalance_due = due
+            self._calendar.rebalance_at(due, self)
 
     def rebalance(self, now: float) -> None:
         """Shares the quotas again by what members hold and want."""
