@@ -12,7 +12,7 @@ from random import Random
 from mux_core.estimator.queueing import QueueingUnits
 from mux_core.estimator.unit import Ask, UnitEstimator
 from mux_core.planners.assembly import Draft, place_drafts
-from mux_core.planners.attainment import met_rate, spend_spare_gpus
+from mux_core.planners.attainment import Spending, spend_spare_gpus
 from mux_core.planners.capacity import Capacity, capacity_of
 from mux_core.planners.explaining import alternatives, notes, unplaced
 from mux_core.planners.forecast import predict
@@ -222,13 +222,14 @@ class _Run:
     def _attaining(self) -> Iterator[Packing]:
         """Best attainment on the GPUs allowed, from shared and from unshared beginnings."""
         best: Packing | None = None
+        spending = Spending(self._inserter())
         alone = Oracle(self.oracle.estimator, replace(self.problem.policy, allow_sharing=False))
         for item in self.items:
             alone.add(item.llm, item.rate, self.capacity.kinds)
         starts = [self._last(self.fresh().packings()), self._unshared(alone)]
         for start in starts:
-            for packing in spend_spare_gpus(start, self._inserter()):
-                if best is None or self._attained(packing) > self._attained(best) + 1e-9:
+            for packing in spend_spare_gpus(start, spending):
+                if best is None or spending.attained(packing) > spending.attained(best) + 1e-9:
                     best = packing
                     yield best
 
@@ -237,10 +238,6 @@ class _Run:
         goal = Goal(rates=rates, priorities=tuple(0 for _ in rates), targets=rates)
         search = PackingSearch(Inserter(alone, self.capacity), self.items, goal, Random(0))
         return search.construct()
-
-    def _attained(self, packing: Packing) -> float:
-        inserter = self._inserter()
-        return sum(met_rate(there, inserter) for there in packing.bins)
 
     @staticmethod
     def _last(packings: Iterator[Packing]) -> Packing:
