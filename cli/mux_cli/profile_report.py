@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from mux_core.costmodel.fit import cross_validate, fit_device
 from mux_core.costmodel.hardware import GPU_TYPES
 from mux_core.costmodel.profile_set import CPU, ModelProfile, ProfileSet
 from mux_core.costmodel.table import StepRow
+from mux_core.engine import Phase
 from mux_core.units import format_bytes
 
 NEAR: Final = 1.1
@@ -14,7 +16,7 @@ NEAR: Final = 1.1
 
 
 def summary(profiles: ProfileSet) -> Iterator[str]:
-    """A line per model, one for the unit, one per pair, and what was left out."""
+    """A line per model, unit and pair, what a fit makes of it, and what was left out."""
     for model in profiles.models:
         yield _model_line(model, profiles.gpu)
     if profiles.unit is not None:
@@ -27,11 +29,35 @@ def summary(profiles: ProfileSet) -> Iterator[str]:
         slow, slower = pair.slowdowns
         yield (f"pair {one.model} {one.phase} + {other.model} {other.phase}: x{slow:.2f} and "
                f"x{slower:.2f} beside each other")  # fmt: skip
+    yield from _fit_lines(profiles)
     if profiles.made.load > profiles.made.cores / 2:
         yield (f"measured beside others: load {profiles.made.load:g} on {profiles.made.cores} "
                "cores; measure again on a quiet machine")  # fmt: skip
     for left in profiles.left_out:
         yield f"left out: {left}"
+
+
+def _fit_lines(profiles: ProfileSet) -> Iterator[str]:
+    """The device as the fit sees it at full share, and how far it is off where it did not look."""
+    fit = fit_device([profiles])
+    full = max(percent for _, percent in fit.rates)
+    found = [
+        f"{name} {rate * scale:,.3g} {unit}"
+        for phase, part, name, scale, unit in (
+            (Phase.PREFILL, "flops", "prefill", 1e-12, "TFLOP/s"),
+            (Phase.DECODE, "flops", "decode", 1e-12, "TFLOP/s"),
+            (Phase.DECODE, "weights", "weights", 1e-9, "GB/s"),
+            (Phase.DECODE, "kv", "KV", 1e-9, "GB/s"),
+        )
+        if (phase, full) in fit.rates and (rate := fit.rate(phase, full, part)) is not None
+    ]
+    layer = fit.rate(Phase.DECODE, full, "layers") if (Phase.DECODE, full) in fit.rates else None
+    found += [f"{1e3 / layer:.3f} ms per layer of a decode step"] if layer else []
+    yield f"fit at {full} %: {', '.join(found)}"
+    checked = cross_validate([profiles])
+    yield f"fit error, {checked.how} (median, 90 % of steps below):"
+    for error in checked.errors:
+        yield f"  {error.region}: {error.median:.0%}, {error.p90:.0%} ({error.steps} steps)"
 
 
 def _model_line(model: ModelProfile, gpu: str) -> str:

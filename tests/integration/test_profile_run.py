@@ -14,13 +14,18 @@ import pytest
 from mux_cli.main import main
 from mux_cli.profile import COMMIT
 from mux_cli.tiny_models import TinyModel, write
+from mux_core.engine import Phase
 from mux_core.units import Bytes
 from mux_runtime.profiling.assemble import assemble
-from mux_runtime.profiling.bench import Device
+from mux_runtime.profiling.bench import Device, open_bench
 from mux_runtime.profiling.journal import Journal
 from mux_runtime.profiling.points import Grid, Kind, Subject, make_grid
+from mux_runtime.profiling.random_weights import write_checkpoint
 from mux_runtime.profiling.run import Job, run, values
+from mux_runtime.profiling.steps import decode_s, prefill_s
+from mux_runtime.sm.shares import ShareNotVerified
 from profile_builders import MADE, shape
+from sm_builders import FakePartition
 
 TINY = TinyModel(family="qwen2", layers=2, hidden=64, head_dim=32, intermediate=128, vocab=512,
                  max_model_len=96, seed=7)  # fmt: skip
@@ -150,11 +155,6 @@ def test_a_profile_that_is_there_is_not_overwritten(tiny, tmp_path, capsys):
 
 
 async def test_random_weights_of_a_shape_are_served(tiny, tmp_path):
-    from mux_core.engine import Phase
-    from mux_runtime.profiling.bench import open_bench
-    from mux_runtime.profiling.random_weights import write_checkpoint
-    from mux_runtime.profiling.steps import decode_s, prefill_s
-
     made = write_checkpoint(tiny / "config.json", tmp_path / "made")
     device = Device(name="cpu", cores=2)
     async with open_bench(tmp_path, device, unit_bytes=16384, arena=Bytes(16 << 20)) as bench:
@@ -165,3 +165,11 @@ async def test_random_weights_of_a_shape_are_served(tiny, tmp_path):
         await bench.end(decode)
         await bench.end(prefill)
         assert bench.allocator.owned_units == 0
+
+
+async def test_a_share_that_is_not_in_force_is_never_measured(tiny, tmp_path):
+    device = Device(name="cpu", cores=2)
+    async with open_bench(tmp_path, device, unit_bytes=16384, arena=Bytes(16 << 20),
+                          partition=FakePartition("wrong share")) as bench:  # fmt: skip
+        with pytest.raises(ShareNotVerified, match="50"):
+            await bench.start("tiny", tiny, Phase.DECODE, 50)

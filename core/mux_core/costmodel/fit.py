@@ -32,7 +32,7 @@ SHORT: Final = 128
 """Regions of the error: batches up to `FEW`, lengths up to `SHORT` tokens."""
 
 PARTS: Final[Mapping[Phase, tuple[str, ...]]] = {
-    Phase.DECODE: ("step", "layers", "weights", "flops", "kv", "sequences"),
+    Phase.DECODE: ("step", "layers", "weights", "flops", "kv", "sequences", "attention"),
     Phase.PREFILL: ("step", "layers", "weights", "flops", "attention", "tokens"),
 }
 """What each rate multiplies: `step` 1, layers, bytes of weights, multiply-adds times two, bytes of
@@ -146,8 +146,9 @@ def _parts(
     weights = (body + head) * g.dtype.itemsize
     if phase is Phase.DECODE:
         kv = batch * tokens * g.kv_bytes_per_token
-        return np.array([1, g.layers, weights, 2 * (body + head) * batch, kv, batch * g.layers],
-                        dtype=np.float64)  # fmt: skip
+        attention = 2 * g.layers * g.heads * g.head_dim * batch * tokens
+        return np.array([1, g.layers, weights, 2 * (body + head) * batch, kv, batch * g.layers,
+                         attention], dtype=np.float64)  # fmt: skip
     attention = 2 * g.layers * g.heads * g.head_dim * batch * tokens * tokens
     dense = 2 * (body * batch * tokens + head * batch)
     return np.array([1, g.layers, weights, dense, attention, batch * tokens * g.layers],

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,12 @@ from mux_core.errors import PeerError
 from mux_core.units import Bytes
 from mux_runtime.engines.host import EngineDescription
 from mux_runtime.kvpool.allocator import Allocator, Owner, open_allocator
+from mux_runtime.sm.partition import NoPartition, SmPartitioner
 from mux_runtime.supervisor.children import Child, Children
 from mux_runtime.wire import HostLink
 
 STARTS_WITHIN_S: Final = 180.0
+NO_PARTITION: Final = NoPartition()
 _REAP_S: Final = 0.2
 _ENDLESS: Final = Sampling(max_tokens=1 << 30, temperature=0.0, ignore_eos=True)
 
@@ -33,12 +35,6 @@ class Device:
 
     name: str
     cores: int
-
-    def env(self, percent: int) -> Mapping[str, str]:
-        """What a host's share puts into its environment."""
-        if self.name == "cpu":
-            return {"CUDA_VISIBLE_DEVICES": ""}
-        return {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": str(percent)}
 
     def threads(self, percent: int) -> int:
         return threads_of(percent, self.cores)
@@ -104,8 +100,11 @@ def _tokens(count: int, vocab: int) -> tuple[int, ...]:
 class Bench:
     """Starts hosts on one pool. Use `open_bench`."""
 
-    def __init__(self, folder: Path, device: Device, unit_bytes: int, arena: Bytes) -> None:
+    def __init__(
+        self, folder: Path, device: Device, unit_bytes: int, arena: Bytes, partition: SmPartitioner
+    ) -> None:
         self.folder, self.device, self.unit_bytes = folder, device, unit_bytes
+        self._partition = partition
         self.allocator = open_allocator(arena // unit_bytes)
         self._children = Children(folder, self._ended)
         self._helloes: dict[str, asyncio.Future[HostLink]] = {}
@@ -113,25 +112,30 @@ class Bench:
         self._serial = 0
 
     async def start(self, model: str, folder: Path, phase: Phase, percent: int) -> BenchHost:
-        """An opened host of a model at a share. Raises SpecError for what it cannot serve."""
+        """An opened host of a model at a share. SpecError: it cannot serve it, or has no share."""
         self._serial += 1
         name = f"host-{self._serial}"
         hello = self._helloes[name] = asyncio.get_running_loop().create_future()
         self._children.spawn(name, self._argv(name, folder, phase, percent),
-                             env=self.device.env(percent))  # fmt: skip
+                             env=self._partition.environment(percent))  # fmt: skip
         try:
             async with asyncio.timeout(STARTS_WITHIN_S):
                 link = await hello
                 await link.describe()
                 card = await link.open()
+                sms = (await link.stats()).sms
         except TimeoutError as error:
             raise PeerError(f"engine host of {model}: not open after {STARTS_WITHIN_S:.0f} s; see "
                             f"{self.folder / name}.log") from error  # fmt: skip
+        # A share that is not in force would be written down as one that is.
+        await asyncio.to_thread(self._partition.verify, name, pid=link.hello.pid, percent=percent,
+                                seen_sms=sms)  # fmt: skip
         return BenchHost(name=name, phase=phase, pid=link.hello.pid, link=link, card=card,
                          allocator=self.allocator, owner=Owner(name, 1))  # fmt: skip
 
     async def end(self, host: BenchHost) -> None:
         """Ends a host and frees what it owned."""
+        await asyncio.to_thread(self._partition.release, host.pid)
         with contextlib.suppress(PeerError):
             await host.link.close()
         self.allocator.reclaim(host.owner)
@@ -165,8 +169,9 @@ class Bench:
         return self.folder / "pool.sock"
 
     def _argv(self, name: str, folder: Path, phase: Phase, percent: int) -> list[str]:
+        own_kv = ["--private-kv"] if self.device.name != "cpu" else []
         return [
-            sys.executable, "-m", "mux_runtime.engines.torch",
+            sys.executable, "-m", "mux_runtime.engines.torch", *own_kv,
             "--connect", str(self.folder / "hosts.sock"), "--pool", str(self._pool_socket),
             "--host-id", name, "--epoch", "1", "--phase", phase.value,
             "--model-dir", str(folder), "--unit-bytes", str(self.unit_bytes),
@@ -187,13 +192,14 @@ class Bench:
 
 @asynccontextmanager
 async def open_bench(
-    folder: Path, device: Device, *, unit_bytes: int, arena: Bytes
-) -> AsyncIterator[Bench]:
+    folder: Path, device: Device, *, unit_bytes: int, arena: Bytes,
+    partition: SmPartitioner = NO_PARTITION,
+) -> AsyncIterator[Bench]:  # fmt: skip
     """A bench with a pool of `arena` bytes; everything it started is gone afterwards.
 
     `folder` is new: a socket that a killed run left would be in the way.
     """
-    bench = Bench(folder, device, unit_bytes, arena)
+    bench = Bench(folder, device, unit_bytes, arena, partition)
     serving = asyncio.create_task(bench.run(arena), name="profile bench")
     try:
         yield bench

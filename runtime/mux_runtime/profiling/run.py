@@ -16,6 +16,7 @@ from mux_runtime.profiling import steps
 from mux_runtime.profiling.bench import Bench, BenchHost, Device, open_bench
 from mux_runtime.profiling.journal import Journal, Value
 from mux_runtime.profiling.points import PAIR_CONTEXT, Grid, Kind, Point
+from mux_runtime.profiling.shares import open_partition
 from mux_runtime.profiling.unit_cost import BATCHES, CONTEXT, PROMPT, EngineTimes, unit_cost
 
 PROBE: Final = "(probe)"
@@ -47,8 +48,11 @@ class Job:
 async def run(job: Job, journal: Journal, told: Told) -> tuple[str, ...]:
     """Measures all that the journal lacks; what the deadline left out."""
     left: list[str] = []
-    async with open_bench(job.folder, job.device, unit_bytes=job.unit_bytes,
-                          arena=job.arena) as bench:  # fmt: skip
+    async with (
+        open_partition(job.device.name, job.folder) as partition,
+        open_bench(job.folder, job.device, unit_bytes=job.unit_bytes, arena=job.arena,
+                   partition=partition) as bench,
+    ):  # fmt: skip
         hosts = _Hosts(bench=bench, models={**job.models, PROBE: job.probe})
         clock = _Clock(job.grid, journal)
         for turn in range(job.grid.passes):
