@@ -10,8 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, replace
 
 from mux_core.actions import (
     Action,
@@ -30,7 +29,7 @@ from mux_core.errors import MuxError, PeerError, SpecError
 from mux_core.planning import Choice, stay
 from mux_core.pool_verdicts import Outcome
 from mux_core.problem import Question, question
-from mux_core.rates import RateState, observed, rates, without
+from mux_core.rates import observed, rates, without
 from mux_core.snapshot import CarrierState, Observation, Snapshot, Subject, UnitAddress
 from mux_core.specs import PoolKey
 from mux_core.status import MeasuredDemand
@@ -40,15 +39,11 @@ from mux_core.verdicts import statuses
 from mux_operator.control import Links
 from mux_operator.door import Cluster
 from mux_operator.metrics import Metrics
+from mux_operator.pool_memory import REJECTED_S, PoolMemory, Rejected, Restarts
 from mux_operator.search import Search, SearchProcess
 from mux_operator.work_queue import WorkQueue
 
 log = logging.getLogger(__name__)
-
-REJECTED_S: Final = 60.0
-"""An action that the cluster refused for good is tried again so much later, or when it differs."""
-LIVED_LONG_S: Final = 600.0
-"""A unit that ran this long starts again without a pause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,34 +61,6 @@ class Timing:
     longest_restart_pause: float = 300.0
 
 
-@dataclass(slots=True)
-class _Restarts:
-    """When a unit that dies may start again: 0, 1, 2, 4 ... seconds later."""
-
-    deaths: int = 0
-    started_at: float = 0.0
-    not_before: float = 0.0
-
-    def died(self, now: float, longest: float) -> None:
-        if now - self.started_at > LIVED_LONG_S:
-            self.deaths = 0
-        pause = min(longest, 2.0 ** (self.deaths - 1)) if self.deaths else 0.0
-        self.deaths += 1
-        self.not_before = now + pause
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rejected:
-    """An action that the cluster refused for good at `at`, and why."""
-
-    action: Action
-    message: str
-    at: float
-
-    def holds_up(self, action: Action, now: float) -> bool:
-        return action == self.action and now - self.at < REJECTED_S
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
     """What a cycle goes on with. `working`: the planner is not done, what runs stays meanwhile."""
@@ -101,21 +68,6 @@ class _Answer:
     choice: Choice
     error: str = ""
     working: bool = False
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What one pool's cycles hand on to the next; `searching` is the hash of what is searched."""
-
-    links: Links
-    demand: RateState = field(default_factory=RateState)
-    planned: tuple[str, Choice] | None = None
-    planned_at: float = 0.0
-    search: asyncio.Task[Choice] | None = None
-    searching: str = ""
-    refused: dict[UnitId, tuple[int, str]] = field(default_factory=dict)
-    restarts: dict[UnitId, _Restarts] = field(default_factory=dict)
-    rejected: dict[Subject, _Rejected] = field(default_factory=dict)
 
 
 class Reconciler:
@@ -137,7 +89,7 @@ class Reconciler:
         self._metrics = metrics or Metrics()
         self._clock = clock
         self._may_act = may_act
-        self._memories: dict[PoolKey, _Memory] = {}
+        self._memories: dict[PoolKey, PoolMemory] = {}
         self.queue = WorkQueue(time.monotonic, debounce_s=self._timing.debounce)
         self.last_cycle_at = time.monotonic()
 
@@ -153,7 +105,7 @@ class Reconciler:
                 group.create_task(self._resync(), name="resync")
         finally:
             for memory in self._memories.values():
-                await _end(memory)
+                await memory.end()
             await self._search.close()
 
     async def _resync(self) -> None:
@@ -209,7 +161,7 @@ class Reconciler:
         self._forget(key, seen)
         return actions
 
-    def _show(self, key: PoolKey, outcome: Outcome, memory: _Memory) -> None:
+    def _show(self, key: PoolKey, outcome: Outcome, memory: PoolMemory) -> None:
         self._metrics.asked(key, outcome.snapshot)
         pool = outcome.snapshot.seen.pool
         unknown = outcome.planner_error or outcome.planning
@@ -218,20 +170,20 @@ class Reconciler:
         else:
             self._metrics.planned(key, outcome.asked, outcome.choice, memory.planned_at)
 
-    def _memory(self, key: PoolKey) -> _Memory:
+    def _memory(self, key: PoolKey) -> PoolMemory:
         if key not in self._memories:
             links = Links(clock=self._clock, changed=lambda: self.queue.mark(key))
-            self._memories[key] = _Memory(links=links)
+            self._memories[key] = PoolMemory(links=links)
         return self._memories[key]
 
     def _forget(self, key: PoolKey, seen: Observation) -> None:
         """Drops what is remembered of a pool that left nothing behind."""
         if seen.pool is None and not seen.units and not seen.carriers and not seen.members:
             memory = self._memories.pop(key)
-            closing = asyncio.ensure_future(_end(memory))
+            closing = asyncio.ensure_future(memory.end())
             closing.add_done_callback(lambda task: task.exception())
 
-    def _snapshot(self, seen: Observation, memory: _Memory) -> Snapshot:
+    def _snapshot(self, seen: Observation, memory: PoolMemory) -> Snapshot:
         memory.links.follow(_addresses(seen), seen.gateways)
         names = frozenset(item.name for item in seen.members)
         memory.demand = observed(memory.demand, memory.links.samples())
@@ -248,7 +200,7 @@ class Reconciler:
             rejected={subject: no.message for subject, no in memory.rejected.items()},
         )  # fmt: skip
 
-    async def _plan(self, key: PoolKey, asked: Question, memory: _Memory) -> _Answer:
+    async def _plan(self, key: PoolKey, asked: Question, memory: PoolMemory) -> _Answer:
         """What to carry out, and why planning failed if it did; the same is not asked twice."""
         if memory.planned is not None and memory.planned[0] == asked.inputs_hash:
             return _Answer(choice=memory.planned[1])
@@ -270,10 +222,13 @@ class Reconciler:
             failures = self._metrics.plan_failures
             failures.labels(key.namespace, key.name, type(error).__name__).inc()
             return _Answer(choice=staying, error=str(error))
+        if choice.deadline_hit:
+            log.warning("%s: planning was stopped after %.0f s; the best plan so far is taken", key,
+                        self._timing.plan_deadline)  # fmt: skip
         memory.planned, memory.planned_at = (asked.inputs_hash, choice), asked.problem.now
         return _Answer(choice=choice)
 
-    def _searched(self, key: PoolKey, asked: Question, memory: _Memory) -> asyncio.Task[Choice]:
+    def _searched(self, key: PoolKey, asked: Question, memory: PoolMemory) -> asyncio.Task[Choice]:
         """A search under way; its end makes the pool due, in case nobody waits any more."""
         started = time.monotonic()
 
@@ -291,7 +246,7 @@ class Reconciler:
         return memory.search
 
     async def _act(
-        self, key: PoolKey, actions: tuple[Action, ...], memory: _Memory, snapshot: Snapshot
+        self, key: PoolKey, actions: tuple[Action, ...], memory: PoolMemory, snapshot: Snapshot
     ) -> None:
         """Performs the actions in order; one that is refused stops no other subject's."""
         before, memory.rejected = memory.rejected, {}
@@ -308,10 +263,10 @@ class Reconciler:
                 await self._perform(key, action, memory, snapshot.now)
             except SpecError as error:
                 log.warning("%s: %s: %s; again in %.0f s", key, _named(action), error, REJECTED_S)
-                memory.rejected[subject] = _Rejected(action=action, message=str(error),
+                memory.rejected[subject] = Rejected(action=action, message=str(error),
                                                      at=snapshot.now)  # fmt: skip
 
-    async def _perform(self, key: PoolKey, action: Action, memory: _Memory, now: float) -> None:
+    async def _perform(self, key: PoolKey, action: Action, memory: PoolMemory, now: float) -> None:
         match action:
             case ApplyUnit():
                 await self._tell(action, memory)
@@ -322,7 +277,7 @@ class Reconciler:
                 await self._cluster.apply(key, action)
                 self._remember(action, memory, now)
 
-    async def _tell(self, action: ApplyUnit, memory: _Memory) -> None:
+    async def _tell(self, action: ApplyUnit, memory: PoolMemory) -> None:
         try:
             reply = await memory.links.apply(action.unit, action.spec)
         except PeerError as error:
@@ -333,13 +288,13 @@ class Reconciler:
         else:
             memory.refused[action.unit] = (action.spec.generation, reply.message)
 
-    def _remember(self, action: Action, memory: _Memory, now: float) -> None:
+    def _remember(self, action: Action, memory: PoolMemory, now: float) -> None:
         match action:
             case WriteUnit(record=record, why=Why.UNIT_DIED):
-                restarts = memory.restarts.setdefault(record.unit, _Restarts())
+                restarts = memory.restarts.setdefault(record.unit, Restarts())
                 restarts.died(now, self._timing.longest_restart_pause)
             case StartUnit(record=record):
-                restarts = memory.restarts.setdefault(record.unit, _Restarts())
+                restarts = memory.restarts.setdefault(record.unit, Restarts())
                 restarts.started_at = now
             case _:
                 return
@@ -364,13 +319,6 @@ class Reconciler:
 async def reconcile(cluster: Cluster) -> None:
     """Runs the loop on `cluster` with the default planner and times, until cancelled."""
     await Reconciler(cluster).run()
-
-
-async def _end(memory: _Memory) -> None:
-    if memory.search is not None:
-        memory.search.cancel()
-        await asyncio.wait({memory.search})
-    await memory.links.close()
 
 
 def _published(seen: Observation, actions: tuple[Action, ...]) -> Observation:

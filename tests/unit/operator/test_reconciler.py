@@ -18,7 +18,8 @@ from mux_core.verdicts import ConditionType as C
 from mux_operator.control_stubs import control_pb2 as pb
 from mux_operator.control_stubs import control_pb2_grpc
 from mux_operator.metrics import Metrics
-from mux_operator.reconciler import REJECTED_S, Reconciler, Timing
+from mux_operator.pool_memory import REJECTED_S
+from mux_operator.reconciler import Reconciler, Timing
 from mux_operator.search import ThreadSearch
 from mux_operator.work_queue import WorkQueue
 from world_builders import KEY, MemoryCluster, World, a_world, an_llm, kinds
