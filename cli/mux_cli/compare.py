@@ -6,10 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mux_cli.output import output_argument, print_result
+from mux_cli.plan import with_costs
 from mux_cli.simulate import measure
 from mux_cli.simulate_arguments import read_traffic, read_window, traffic_arguments
 from mux_cli.simulate_document import Measured, run_document
-from mux_cli.simulate_systems import make_system, system_arguments
+from mux_cli.simulate_systems import (
+    REPLANNED,
+    System,
+    make_system,
+    may_replan,
+    replanned,
+    system_arguments,
+)
 from mux_cli.simulate_table import print_comparison
 from mux_cli.workload_file import read_workload
 from mux_core.errors import SpecError
@@ -51,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     window = read_window(args)
     names = _systems(args)
-    workload = read_workload(args.workload)
+    workload, _ = with_costs(args, read_workload(args.workload))
     traffic = read_traffic(args, workload, window)
     systems = [
         make_system(
@@ -59,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
         )
         for strategy, policy in names
     ]
+    if may_replan(args):
+        systems += _replanned(args, systems)
     found = measure(systems, workload, seeds=args.seeds, at_once=args.jobs)
     labels = [system.scenario.label for system in systems]
     document = comparison_document(dict(zip(labels, found, strict=True)))
@@ -78,10 +88,20 @@ def _systems(args: argparse.Namespace) -> list[tuple[str, str]]:
                             f"{', '.join(POLICIES)}")  # fmt: skip
         found.append((strategy, policy))
     found = list(dict.fromkeys(found))
-    if len(found) < 2:
+    if len(found) < 2 and args.replan is None:
         raise SpecError(f"compare: {len(found)} system; give at least two strategies, policies or "
-                        "pairs")  # fmt: skip
+                        "pairs, or --replan")  # fmt: skip
     return found
+
+
+def _replanned(args: argparse.Namespace, systems: Sequence[System]) -> list[System]:
+    """Those that can plan again, doing so; and once more with the true rates for `--oracle`."""
+    able = [s for s in systems if (s.strategy, s.scenario.policy) == REPLANNED]
+    if not able:
+        raise SpecError(f"--replan: none of the systems is {'/'.join(REPLANNED)}, the only one "
+                        "that plans from what runs; add it")  # fmt: skip
+    kinds = (False, True) if args.oracle else (False,)
+    return [replanned(args, system, oracle=oracle) for system in able for oracle in kinds]
 
 
 def comparison_document(found: Mapping[str, Measured]) -> dict[str, Any]:

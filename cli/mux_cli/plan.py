@@ -4,7 +4,7 @@ import argparse
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -15,14 +15,14 @@ from mux_cli.plan_manifests import read_manifests
 from mux_cli.plan_table import print_plan
 from mux_cli.profile_check import read_profiles
 from mux_cli.workload_file import Workload, read_workload
-from mux_core.costmodel.sources import choose_costs
+from mux_core.costmodel.sources import Source, choose_costs
 from mux_core.errors import SpecError
 from mux_core.estimator.unit import UnitEstimator
 from mux_core.placement import Placement
 from mux_core.planners.capacity import capacity_of
 from mux_core.planners.strategies import ESTIMATORS, STRATEGIES, make_estimator, make_planner
 from mux_core.planning import Bound, Objective, PlacementProblem, Plan, Planner
-from mux_core.units import format_bytes
+from mux_core.units import ModelName, format_bytes
 
 QUIET_S = 2.0
 """A search longer than this says how far it is."""
@@ -62,14 +62,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strategy", choices=STRATEGIES, default="default")
     planning_arguments(parser)
-    parser.add_argument(
-        "--profiles",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="step times that muxserve profile measured; models of other shapes get a fit to them",
-    )
     parser.add_argument(
         "--current",
         type=Path,
@@ -117,6 +109,23 @@ def planning_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="stop the search after S seconds and take the best so far",
     )
+    parser.add_argument(
+        "--profiles",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="step times that muxserve profile measured; models of other shapes get a fit to them",
+    )
+
+
+def with_costs(
+    args: argparse.Namespace, workload: Workload
+) -> tuple[Workload, Mapping[ModelName, Source]]:
+    """The workload with the best step times there are for each LLM, and what those stand on."""
+    catalog = read_profiles(args.profiles)
+    costs = choose_costs(workload.llms, workload.nodes, catalog, workload.tables)
+    return replace(workload, llms=costs.llms, tables=costs.tables), costs.sources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +141,11 @@ class Planning:
     stopped: bool
 
 
+def estimator_of(args: argparse.Namespace, strategy: str) -> str:
+    """The estimator asked for, else the one that a strategy is meant to be judged by."""
+    return args.estimator or ("default" if strategy == "default" else "muxserve")
+
+
 def plan_for(
     args: argparse.Namespace,
     workload: Workload,
@@ -142,7 +156,7 @@ def plan_for(
     """Plans a workload as `planning_arguments` say. Raises SpecError where that cannot be."""
     _check(args)
     problem = problem_of(args, workload, current or Placement())
-    estimator = args.estimator or ("default" if strategy == "default" else "muxserve")
+    estimator = estimator_of(args, strategy)
     costs = make_estimator(estimator, headroom=args.headroom, tables=workload.tables)
     _refuse_impossible(problem, costs)
     planner = make_planner(strategy, estimator=costs, switches=read_switches(args.switch))
@@ -157,10 +171,8 @@ def plan_for(
 
 def run(args: argparse.Namespace) -> int:
     """Plans and prints."""
-    workload = read_workload(args.workload) if args.workload else read_manifests(args.filename)
-    costs = choose_costs(workload.llms, workload.nodes, read_profiles(args.profiles),
-                         workload.tables)  # fmt: skip
-    workload = replace(workload, llms=costs.llms, tables=costs.tables)
+    given = read_workload(args.workload) if args.workload else read_manifests(args.filename)
+    workload, sources = with_costs(args, given)
     current = read_placement(args.current, flag="--current") if args.current else None
     made = plan_for(args, workload, strategy=args.strategy, current=current)
     plan = made.plan
@@ -168,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
         plan = replace(plan, bound=_bound(plan, made.problem, made.costs))
     document = plan_document(
         plan, made.problem, estimator=made.estimator, seconds=made.seconds,
-        deadline_hit=made.stopped, sources=costs.sources,
+        deadline_hit=made.stopped, sources=sources,
     )  # fmt: skip
     if args.frontier:
         document["frontier"] = _frontier(made.planner, made.problem)

@@ -14,8 +14,17 @@ from mux_cli.simulate_runs import Scenario
 from mux_cli.simulate_views import UnitView
 from mux_cli.workload import write_whole
 from mux_cli.workload_file import Workload
+from mux_core.costmodel.sources import Source
 from mux_core.errors import SpecError
+from mux_core.units import ModelName
 
+TOLD = {
+    Source.MEASURED: "were measured by muxserve profile",
+    Source.FITTED: "are fitted to what muxserve profile measured of other models",
+    Source.DATA_SHEET: "are computed from the model's shape and the GPU's data sheet",
+    Source.SHIPPED: "are MuxServe's measurements on A100-80GB",
+}
+Sources = Mapping[ModelName, Source]
 WHOLE_GPUS = "spatial-replicas"
 """The strategy that shares nothing: whole GPUs per replica, as few as meet the demand."""
 
@@ -26,6 +35,7 @@ def write_report(
     scenario: Scenario,
     document: Mapping[str, Any],
     view: UnitView | None,
+    sources: Sources,
 ) -> None:
     """Writes the page to `args.report`. Raises SpecError where it cannot be written."""
     page = report_page(
@@ -34,7 +44,7 @@ def write_report(
             units=units_document(scenario.placement),
             view=view,
             whole_gpus=_whole_gpus(args, workload, document),
-            assumptions=_assumptions(workload, scenario, document),
+            assumptions=_assumptions(scenario, document, sources),
             command=shlex.join(["muxserve", *sys.argv[1:]]),
             version=metadata.version("muxserve-operator"),
         )
@@ -57,7 +67,7 @@ def _whole_gpus(
 
 
 def _assumptions(
-    workload: Workload, scenario: Scenario, document: Mapping[str, Any]
+    scenario: Scenario, document: Mapping[str, Any], sources: Sources
 ) -> Sequence[str]:
     window = scenario.window
     found = [
@@ -65,7 +75,7 @@ def _assumptions(
         f"went on for {window.tail:g} s more so that the last requests could end. "
         f"{document['seeds']} independent run{'s' if document['seeds'] > 1 else ''}.",
         *_requests(scenario),
-        *_times(workload),
+        *_times(sources),
         "How much steps slow each other down on one GPU is assumed, not measured.",
         f"Plans by strategy {document['strategy']}, requests scheduled by policy "
         f"{document['policy']}: the functions that the product runs, where it is ours.",
@@ -87,14 +97,13 @@ def _requests(scenario: Scenario) -> Sequence[str]:
     ]
 
 
-def _times(workload: Workload) -> Sequence[str]:
-    shipped = sorted({llm.profile for llm in workload.llms if llm.profile and not llm.geometry})
-    measured = sorted({llm.profile for llm in workload.llms if llm.profile and llm.geometry})
-    computed = [llm.name for llm in workload.llms if llm.profile is None]
-    sources = (
-        (shipped, "Step times of {} are MuxServe's measurements on A100-80GB."),
-        (measured, "Step times of {} are from these profile files."),
-        (computed, "Step times of {} are computed from the model's shape and the GPU's data "
-                   "sheet; measure them with muxserve profile."),
-    )  # fmt: skip
-    return [text.format(", ".join(names)) for names, text in sources if names]
+def _times(sources: Sources) -> Sequence[str]:
+    """Where step times come from, a sentence per kind."""
+    by_kind: dict[Source, list[str]] = {}
+    for model, source in sources.items():
+        by_kind.setdefault(source, []).append(model)
+    return [
+        f"Step times of {', '.join(by_kind[source])} {TOLD[source]}."
+        for source in Source
+        if source in by_kind
+    ]

@@ -17,6 +17,7 @@ from mux_cli.report_charts import (
     placement_chart,
     timeline_chart,
 )
+from mux_cli.simulate_table import MOVE_COLUMNS, move_rows
 from mux_cli.simulate_views import UnitView
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -170,8 +171,8 @@ def _sections(report: Report) -> Iterable[str]:
             _captioned("Answers generated at once", over_time_chart(view, "batch")),
         )
     if document["moves"]:
-        yield _section("What moved", "Plans taken up while requests were served.",
-                       _moves(document["moves"]))  # fmt: skip
+        yield _section("What moved", "Plans taken up while requests were served, in the first run.",
+                       _table("", MOVE_COLUMNS, move_rows(document["moves"])))  # fmt: skip
     yield _section("What was assumed", "", _list(report.assumptions))
     yield _section("Make it again", "The same command gives the same page.",
                    f"<pre>{escape(report.command)}</pre>")  # fmt: skip
@@ -252,12 +253,3 @@ def _cell(value: str | float) -> str:
 
 def _list(sentences: Sequence[str]) -> str:
     return '<ul class="plain">' + "".join(f"<li>{escape(s)}</li>" for s in sentences) + "</ul>"
-
-
-def _moves(moves: Sequence[Mapping[str, Any]]) -> str:
-    return _list([
-        f"{move['at']:.0f} s: {move['gpus_used']} GPUs; "
-        + (", ".join(" ".join(str(v) for v in step.values() if v) for step in move["steps"])
-           or "nothing moved")
-        for move in moves
-    ])  # fmt: skip

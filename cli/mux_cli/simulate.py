@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mux_cli.output import output_argument, print_result
+from mux_cli.plan import with_costs
 from mux_cli.plan_plot import make_folder
-from mux_cli.report import write_report
+from mux_cli.report import Sources, write_report
 from mux_cli.simulate_arguments import (
     Window,
     read_traffic,
@@ -18,7 +19,7 @@ from mux_cli.simulate_arguments import (
 )
 from mux_cli.simulate_document import Measured, run_document
 from mux_cli.simulate_runs import Job, Scenario, run_all
-from mux_cli.simulate_systems import System, make_system, system_arguments
+from mux_cli.simulate_systems import System, make_system, may_replan, replanned, system_arguments
 from mux_cli.simulate_table import print_run
 from mux_cli.simulate_views import SWEEP, UnitView, load_sweep, shown_unit, unit_view
 from mux_cli.workload_file import Workload, read_workload
@@ -74,19 +75,21 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     window = read_window(args)
     _check_outputs(args)
-    workload = read_workload(args.workload)
+    workload, sources = with_costs(args, read_workload(args.workload))
     traffic = read_traffic(args, workload, window)
     system = make_system(
         args, workload, strategy=args.strategy, policy=args.policy, traffic=traffic,
         window=window, plan=args.plan,
     )  # fmt: skip
+    if may_replan(args):
+        system = replanned(args, system, oracle=args.oracle)
     shown = shown_unit(system.scenario.placement, args.unit)
     (measured,) = measure([system], workload, seeds=args.seeds, at_once=args.jobs)
     document = run_document(measured, seconds=time.monotonic() - started, check=args.check)
     _refuse_unsteady(document, args.overload)
     if args.plot or args.report:
         view = None if shown is None else unit_view(shown, measured.records[0])
-        _draw(args, document, view, system, workload)
+        _draw(args, document, view, system, workload, sources)
     print_result(document, args.output, print_run)
     return 0
 
@@ -108,6 +111,7 @@ def _draw(
     view: UnitView | None,
     system: System,
     workload: Workload,
+    sources: Sources,
 ) -> None:
     """Pictures and the page; adds the sweep they need to the document."""
     factors = SWEEP if args.sweep is None else args.sweep
@@ -119,7 +123,7 @@ def _draw(
 
         plot_run(document, view, args.plot)
     if args.report:
-        write_report(args, workload, scenario, document, view)
+        write_report(args, workload, scenario, document, view, sources)
 
 
 def measure(

@@ -24,12 +24,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from mux_cli.simulate_arguments import Traffic, Window
 from mux_core.costmodel.table import StepTable
 from mux_core.placement import Placement
-from mux_core.planning import PlacementProblem
+from mux_core.planners.strategies import make_estimator, make_planner
+from mux_core.planning import PlacementProblem, best_plan
 from mux_core.simulator.kv import KvRule, estimated_kv, planned_kv
 from mux_core.simulator.policies import policy_factory
 from mux_core.simulator.record import RunRecord
-from mux_core.simulator.run import Settings, simulate
+from mux_core.simulator.replanning import Replan
+from mux_core.simulator.run import simulate
+from mux_core.simulator.settings import Settings
 from mux_core.simulator.workloads import arrivals
+from mux_core.units import ModelName
 
 QUIET_S: Final = 2.0
 """Runs that take longer say how far they are."""
@@ -38,6 +42,18 @@ KV_RULES: Final[Mapping[str, KvRule]] = {"estimated": estimated_kv, "planned": p
 LOOK_S: Final = 0.2
 SAY_S: Final = 5.0
 """How often, where standard error is no terminal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replanning:
+    """How a plan is made again during a run. `oracle`: with the true rates, not measured ones."""
+
+    strategy: str
+    estimator: str
+    headroom: float
+    switches: Mapping[str, bool]
+    every_s: float
+    oracle: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +69,7 @@ class Scenario:
     policy: str = "adbs"
     switches: Mapping[str, bool] = field(default_factory=dict)
     kv: str = "estimated"
+    replanning: Replanning | None = None
     check: bool = False
 
 
@@ -70,7 +87,8 @@ def run_one(job: Job, *, told: Callable[[float], None], stop: Callable[[], bool]
     traffic = scenario.traffic
     settings = Settings(
         seconds=window.seconds + window.tail, warmup=window.warmup, tables=scenario.tables,
-        kv=KV_RULES[scenario.kv], check=scenario.check, on_progress=told, stop=stop,
+        kv=KV_RULES[scenario.kv], replan=_replan(scenario), check=scenario.check,
+        on_progress=told, stop=stop,
     )  # fmt: skip
     return simulate(
         scenario.problem,
@@ -78,6 +96,23 @@ def run_one(job: Job, *, told: Callable[[float], None], stop: Callable[[], bool]
         traffic.trace or arrivals(traffic.streams, seed=job.seed, until=window.until),
         policy_factory(scenario.policy, scenario.switches),
         settings,
+    )
+
+
+def _replan(scenario: Scenario) -> Replan | None:
+    asked = scenario.replanning
+    if asked is None:
+        return None
+    costs = make_estimator(asked.estimator, headroom=asked.headroom, tables=scenario.tables)
+    planner = make_planner(asked.strategy, estimator=costs, switches=asked.switches)
+
+    def known(now: float) -> Mapping[ModelName, float]:
+        return {s.model: s.rate * s.curve.at(now) for s in scenario.traffic.streams}
+
+    return Replan(
+        plan=lambda problem: best_plan(planner, problem),
+        every_s=asked.every_s,
+        known=known if asked.oracle else None,
     )
 
 

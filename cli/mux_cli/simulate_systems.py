@@ -5,10 +5,10 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mux_cli.plan import plan_for, planning_arguments, problem_of, read_switches
+from mux_cli.plan import estimator_of, plan_for, planning_arguments, problem_of, read_switches
 from mux_cli.plan_document import read_placement
 from mux_cli.simulate_arguments import Traffic, Window
-from mux_cli.simulate_runs import KV_RULES, Scenario
+from mux_cli.simulate_runs import KV_RULES, Replanning, Scenario
 from mux_cli.workload_file import Workload
 from mux_core.costmodel.profile import profile_of
 from mux_core.errors import SpecError
@@ -18,6 +18,9 @@ from mux_core.units import ModelName, NodeName, Percent
 PLANNED_KV = ("muxserve-released", "muxserve-fixed", "temporal")
 """Their KV is the fraction of each GPU that MuxServe's planner gives, not all that is left."""
 UNSHARED = "spatial-replicas"
+REPLAN_S = 60.0
+REPLANNED = ("default", "adbs")
+"""The only strategy that plans from what runs, the only policy that goes on meanwhile."""
 WHOLE = Share(prefill=Percent(100), decode=Percent(100))
 
 
@@ -36,6 +39,11 @@ def system_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv", choices=sorted(KV_RULES),
                         help="KV of a unit: what the estimator leaves (estimated), or what the "
                         "plan divides (planned, the default of MuxServe's strategies)")  # fmt: skip
+    parser.add_argument("--replan", type=float, nargs="?", const=REPLAN_S, metavar="S",
+                        help="plan again every S seconds (60) with the rates measured by then; "
+                        "engines load, drain and move as a unit does it")  # fmt: skip
+    parser.add_argument("--oracle", action="store_true",
+                        help="--replan with the true rates of the moment")  # fmt: skip
     parser.add_argument("--policy-switch", action="append", default=[], metavar="NAME=on|off",
                         help="one behaviour of a released policy; repeatable")  # fmt: skip
 
@@ -74,6 +82,31 @@ def make_system(
         check=bool(getattr(args, "check", False)),
     )  # fmt: skip
     return System(strategy=strategy, scenario=scenario, notes=tuple(notes))
+
+
+def replanned(args: argparse.Namespace, system: System, *, oracle: bool) -> System:
+    """The same system, planning again as `--replan` says; by the true rates if `oracle`."""
+    scenario, every = system.scenario, float(args.replan)
+    if not every > 0:
+        raise SpecError(f"--replan {every:g}: seconds between two plans, above 0")
+    if (system.strategy, scenario.policy) != REPLANNED:
+        raise SpecError(f"--replan: {scenario.label} cannot; only {'/'.join(REPLANNED)} plans from "
+                        "what runs and goes on while its unit changes")  # fmt: skip
+    if oracle and not scenario.traffic.seeded:
+        raise SpecError("--oracle: a trace has requests and no rates; leave it out")
+    how = Replanning(
+        strategy=system.strategy, estimator=estimator_of(args, system.strategy),
+        headroom=args.headroom, switches=read_switches(args.switch), every_s=every, oracle=oracle,
+    )  # fmt: skip
+    label = f"{scenario.label} {'oracle' if oracle else 'replanned'}"
+    return replace(system, scenario=replace(scenario, label=label, replanning=how))
+
+
+def may_replan(args: argparse.Namespace) -> bool:
+    """Whether `--replan` is asked for. Raises SpecError for `--oracle` without it."""
+    if args.oracle and args.replan is None:
+        raise SpecError("--oracle: says with which rates to plan again; add --replan")
+    return args.replan is not None
 
 
 def _unshared(placement: Placement) -> Placement:

@@ -1,6 +1,6 @@
 """Simulated runs as tables for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,8 +12,8 @@ def print_run(document: Mapping[str, Any], console: Console) -> None:
     console.print(headline(document), highlight=False)
     console.print(_attainment(document))
     console.print(_models(document))
-    for move in document["moves"]:
-        console.print(_move(move), highlight=False)
+    if document["moves"]:
+        console.print(_moves(document["moves"]))
     if "check" in document:
         console.print(_check(document["check"]))
     for warning in warnings(document):
@@ -95,12 +95,34 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _move(move: Mapping[str, Any]) -> str:
-    steps = ", ".join(
-        " ".join(str(value) for value in step.values() if value not in (None, ""))
+def _moves(moves: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="what moved (first seed)")
+    for column in MOVE_COLUMNS:
+        table.add_column(column)
+    for row in move_rows(moves):
+        table.add_row(*row)
+    return table
+
+
+MOVE_COLUMNS = ("at", "GPUs", "step", "unit", "model", "reason", "ready after", "not served for")
+
+
+def move_rows(moves: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row per step of every plan that was taken up; times in s."""
+    return [
+        [
+            f"{move['at']:.0f}",
+            str(move["gpus_used"]),
+            *(str(step.get(key) or "") for key in ("kind", "unit", "model", "reason")),
+            *(_seconds(step.get(key)) for key in ("ready_s", "unserved_s")),
+        ]
+        for move in moves
         for step in move["steps"]
-    )
-    return f"{move['at']:.0f} s: {move['gpus_used']} GPUs; {steps or 'nothing moved'}"
+    ]
+
+
+def _seconds(value: float | None) -> str:
+    return "" if not value else f"{value:.1f} s"
 
 
 def _check(check: Mapping[str, Any]) -> Table:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,6 +166,37 @@ def test_rates_that_move_move_what_is_offered(workload, tmp_path):
     assert 0 < day["models"]["chat"]["offered"] < 2.0
 
 
+@pytest.fixture
+def twins(tmp_path):
+    return write(tmp_path, {**CHAT, "rate": 12.0}, {**CHAT, "name": "cold", "rate": 0.2}, gpus=4)
+
+
+SWAPPED = ("--seconds", 150, "--warmup", 10, "--tail", 20, "--seeds", 1, "--jobs", 1,
+           "--swap-at", 60, "--replan", 30)  # fmt: skip
+
+
+def test_planning_again_follows_demand_and_shows_what_moved(twins):
+    found = result(twins, *SWAPPED)
+    assert found["moves"]
+    started = [step for move in found["moves"] for step in move["steps"]
+               if step["kind"] == "StartEngine" and step["model"] == "cold"]  # fmt: skip
+    assert started
+    assert started[0]["ready_s"] > 10
+    assert "what moved" in simulate(twins, *SWAPPED).stdout
+    static = result(twins, *SWAPPED[:-2])
+    assert static["moves"] == []
+    assert found["models"]["cold"]["served"] > static["models"]["cold"]["served"]
+
+
+def test_static_replanned_and_oracle_stand_side_by_side(twins):
+    words = ("compare", "--workload", twins, *SWAPPED, "--oracle", "-o", "json")
+    found = json.loads(muxserve(*words).stdout)
+    labels = ["default/adbs", "default/adbs replanned", "default/adbs oracle"]
+    assert [system["label"] for system in found["systems"]] == labels
+    refused = muxserve(*words, "--pair", "default/fcfs", "--policy", "fcfs", code=2)
+    assert "none of the systems is default/adbs" in refused.stderr
+
+
 def test_little_and_the_books_are_shown_on_demand(workload):
     found = result(workload, *ONCE, "--check")["check"]
     assert found["holds"]
@@ -219,6 +251,11 @@ HOLES = TRACE.replace("10,code,100,20", "10,code,,20")
         (["--curve", "night"], "--curve night: write day:LOW"),
         (["--curve", "day:2"], "--curve day:2: the lowest rate is a part of the highest"),
         (["--curve", "5=1"], "the first at 0"),
+        (["--oracle"], "--oracle: says with which rates to plan again; add --replan"),
+        (["--replan", "0"], "--replan 0: seconds between two plans, above 0"),
+        (["--replan", "--policy", "fcfs"], "default/fcfs cannot; only default/adbs plans"),
+        (["--replan", "--oracle", "--trace", "trace.csv"], "--oracle: a trace has requests"),
+        (["--profiles", "w.yaml"], "w.yaml"),
         (["--swap-at", "9"], "no two LLMs of the workload cost the same"),
         (["--trace", "missing.csv"], "--trace missing.csv: cannot be read"),
         (["--trace", "holes.csv"], "trace holes.csv, line 7: prompt_tokens is missing"),
@@ -271,16 +308,19 @@ def interrupted(path, *words, code=0):
     asked = ("simulate", "--workload", path, *long, *words)
     child = subprocess.Popen([*MUXSERVE, *map(str, asked)], stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)  # fmt: skip
+    said = []
     try:
         for line in child.stderr:
-            if line.startswith("simulated"):
+            said.append(line)
+            if re.match(r"simulated \d{3}", line):
                 break
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
     finally:
         child.kill()
-    assert child.returncode == code, err
-    return out, err
+    said.append(err)
+    assert child.returncode == code, "".join(said)
+    return out, "".join(said)
 
 
 @pytest.mark.parametrize("jobs", [1, 2], ids=["in this process", "in two"])
