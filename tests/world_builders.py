@@ -58,8 +58,8 @@ KEY = PoolKey(namespace="models", name="pool")
 NOW = 1_000_000.0
 
 
-PLANNER = DefaultPlanner()
-"""One for all: what it remembers changes no answer."""
+PLANNER = DefaultPlanner(steps=12)
+"""One for all: what it remembers changes no answer. Few steps: worlds are small and many."""
 
 
 def chosen(problem: PlacementProblem) -> Choice:

@@ -15,7 +15,7 @@ from mux_core.errors import PeerError
 from mux_core.planning import PlacementProblem
 from mux_core.problem import question
 from mux_operator.search import SearchProcess, ThreadSearch
-from world_builders import PLANNER, a_world, an_llm, settled, slots
+from world_builders import a_world, an_llm, settled, slots
 
 PARENT = """
 import asyncio, sys
@@ -53,7 +53,7 @@ def is_gone(pid: int) -> bool:
 
 async def test_another_process_gives_the_same_answer(search: SearchProcess) -> None:
     problem = a_problem()
-    wanted = await ThreadSearch(PLANNER).choose(problem, deadline_s=60)
+    wanted = await ThreadSearch().choose(problem, deadline_s=60)
     assert wanted.plan.steps
     assert await search.choose(problem, deadline_s=60) == wanted
     pid = search.pid
