@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from systems import System
@@ -10,6 +10,7 @@ from systems import System
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
 from mux_core.llm import Llm
 from mux_core.simulator.adbs_policy import AdbsPolicy, adbs
+from mux_core.simulator.arrivals import Arrival
 from mux_core.simulator.latency_base import latency_bases
 from mux_core.simulator.lengths import LengthShape
 from mux_core.simulator.measures import RunTally, tally
@@ -87,6 +88,18 @@ def run(
         _policy(system, switches or {}),
         settings,
     )
+    spent.cpu += time.process_time() - begun
+    spent.events += record.events
+    spent.runs += 1
+    return record
+
+
+def run_arrivals(system: System, requests: Iterator[Arrival], *, seconds: float) -> RunRecord:
+    """One run of given requests from an empty start."""
+    settings = Settings(seconds=seconds, warmup=0.0, kv=system.kv, sample_s=60.0, spans_s=0.0)
+    begun = time.process_time()
+    factory = _policy(system, {})
+    record = simulate(system.problem, system.placement, requests, factory, settings)
     spent.cpu += time.process_time() - begun
     spent.events += record.events
     spent.runs += 1
