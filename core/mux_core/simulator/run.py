@@ -13,11 +13,14 @@ Modelled
   estimator assumes (`mux_core.costmodel.interference`), settled once, when it is granted.
 * KV in rows on one account per unit, sized as the estimator does; preempted requests are computed
   again.
+* With `Settings.replan`: rates as the operator measures them, plans taken up on the way, engines
+  that load, drain and free their memory (`moving`).
 
 Not modelled
 * Time between a step's end and the next grant, HTTP, tokenizers, cancelled requests, crashes,
-  prefix caches, free units in pieces too small for a row, attention of a prompt's later parts to
-  its earlier ones where it goes over several steps, a queue's bound (`max_queue` sets one).
+  prefix caches, moves of running requests, free units in pieces too small for a row, attention of
+  a prompt's later parts to its earlier ones where it goes over several steps, a queue's bound
+  (`max_queue` sets one).
 
 Events of one moment are handled in the order in which they were put down; then each unit they
 touched holds its rounds. The same arguments give the same record in any process.
@@ -112,13 +115,10 @@ class Run:
             self.at(settings.replan.every_s, self._plan_again)
         self._pull()
         interrupted, tell_at = False, _TELL_EVERY
-        try:
-            while not interrupted and self._step():
-                if self.events >= tell_at:
-                    tell_at = self.events + _TELL_EVERY
-                    interrupted = self._tell()
-        except KeyboardInterrupt:
-            interrupted = True
+        while not interrupted and self._step():
+            if self.events >= tell_at:
+                tell_at = self.events + _TELL_EVERY
+                interrupted = self._tell()
         until = self.now if interrupted else settings.until
         for unit in self.units.values():
             unit.settle(until)
