@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mux_cli.profile import ENGINE_PATHS, release
+from mux_cli.profile_origin import ENGINE_PATHS, release
 from mux_core.costmodel.profile_file import load_profiles
 from mux_core.costmodel.profile_set import CPU, MadeOn, ProfileSet
 from mux_core.costmodel.sources import ProfileCatalog

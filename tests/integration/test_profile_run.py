@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from mux_cli.main import main
-from mux_cli.profile import COMMIT
+from mux_cli.profile_job import COMMIT
 from mux_cli.tiny_models import TinyModel, write
 from mux_core.engine import Phase
 from mux_core.units import Bytes

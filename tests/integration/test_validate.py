@@ -8,7 +8,7 @@ import pytest
 
 from mux_cli.demo_files import write_manifests
 from mux_cli.main import main
-from mux_cli.profile import release
+from mux_cli.profile_origin import release
 from mux_cli.tiny_models import TinyModel, write
 from mux_core.costmodel.profile_file import dump_profiles
 from mux_core.costmodel.profile_set import MadeOn

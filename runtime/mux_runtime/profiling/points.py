@@ -99,7 +99,7 @@ def make_grid(
     subjects: Sequence[Subject], shares: Sequence[int], *, quick: bool, unit: bool,
     most_batch: int | None = None,
 ) -> Grid:  # fmt: skip
-    """All points: steps of every model, pairs at the smallest share that two can have, the unit."""
+    """All points: steps of every model, the unit, pairs at the largest share that two can have."""
     points: list[Point] = []
     left_out: list[str] = []
     used = shares if not quick or len(shares) <= 2 else (shares[0], shares[-1])
@@ -108,12 +108,12 @@ def make_grid(
     for subject in subjects:
         points += _steps(subject, used, quick=quick, most_batch=most_batch, left_out=left_out)
     half = [share for share in used if 2 * share <= 100]
+    if unit:
+        points.append(Point(kind=Kind.UNIT, percent=half[-1] if half else 100))
     if half:
         points += _pairs(subjects, half[-1])
     else:
         left_out.append("pairs: one core, two steps never run at once")
-    if unit:
-        points.append(Point(kind=Kind.UNIT, percent=half[-1] if half else 100))
     return Grid(points=tuple(points), passes=2, left_out=tuple(left_out))
 
 
