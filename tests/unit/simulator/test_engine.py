@@ -68,7 +68,7 @@ STEPS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(STEPS)
 def test_the_calendar_does_what_the_plan_does(steps: list[tuple]) -> None:
     plain, engine = Plain(), Engine[Sequence](BLOCK)

@@ -222,8 +222,8 @@ def small_case() -> RunRecord:
     models = [llm("a"), llm("b", "llama-13b"), llm("c")]
     units = placed([member("a", kv_gib=1.0), member("b", kv_gib=2.0)],
                    [member("a", kv_gib=2.0), member("c", kv_gib=1.0)])  # fmt: skip
-    arrivals = traffic({"a": 6.0, "b": 1.0, "c": 2.0}, until=30.0, output=120)
-    return run(models, units, arrivals, seconds=20.0, warmup=10.0, kv=planned_kv)
+    arrivals = traffic({"a": 6.0, "b": 1.0, "c": 2.0}, until=12.0, output=120)
+    return run(models, units, arrivals, seconds=10.0, warmup=2.0, kv=planned_kv)
 
 
 def test_the_same_run_in_any_process() -> None:
@@ -238,7 +238,7 @@ def test_the_same_run_in_any_process() -> None:
     assert told == {digest(small_case())}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     rates=st.lists(st.floats(0.3, 12.0), min_size=1, max_size=3),
