@@ -28,8 +28,8 @@ class Interference:
         """Factor on decode steps while prefills run for that part of the time."""
         return 1 + self.decode_by_prefill * min(1.0, prefilling)
 
-    def prefill_factor(self, *, decoding: bool) -> float:
-        """Factor on a prefill beside decodes, if there are any."""
+    def prefill_factor(self, *, decoding: bool, prefilling: bool = False) -> float:
+        """Factor on a prefill beside decodes, if there are any, or beside another prefill."""
         return 1 + self.prefill_by_decode * decoding
 
 

@@ -19,6 +19,11 @@ class PairInterference(Interference):
     decode_by_decode: float = 1.0
     prefill_by_prefill: float = 1.0
 
+    def prefill_factor(self, *, decoding: bool, prefilling: bool = False) -> float:
+        if prefilling:
+            return self.prefill_by_prefill
+        return 1 + self.prefill_by_decode * decoding
+
     def bus_stretch(self, asked: float) -> float:
         return self.decode_by_decode
 

@@ -14,7 +14,7 @@ Both move each other: the rounds go on until activities stand still.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import exp
 
@@ -143,7 +143,7 @@ class TurnUnits:
             member.busy_step = float(member.steps[0])
         unit = _Unit(servers=servers, prefilling=0.0, factors=factors)
         for _ in range(ROUNDS):
-            unit = _Unit(servers=servers, prefilling=_prefilling(members, factors), factors=factors)
+            unit = replace(unit, prefilling=_prefilling(members, unit))
             moved = 0.0
             for member in members:
                 before = member.activity
@@ -159,7 +159,8 @@ class TurnUnits:
         done = float(member.chances[1:] @ (BATCH / member.waits))
         served = min(ask.rate, done / output) if output else ask.rate
         wait, busy = _prefill_wait(member, members, unit)
-        bases = [self.request_s + p * _prefill_factor(unit) for p in member.prefills]
+        slower = _prefill_factor(members, unit)
+        bases = [self.request_s + p * slower for p in member.prefills]
         decode_s = member.decoding / (ask.rate * output) if ask.rate and output else 0.0
         return MemberOutcome(
             served=served, share=member.share, kv=Bytes(int(_held(member))),
@@ -187,15 +188,22 @@ def _pair_factors(given: Interference) -> PairInterference:
                             prefill_by_decode=given.prefill_by_decode)  # fmt: skip
 
 
-def _prefill_factor(unit: _Unit) -> float:
-    """On a prefill, whatever runs beside it; one server has nothing beside."""
-    return 1.0 if unit.servers == 1 else unit.factors.prefill_factor(decoding=True)
+def _prefill_factor(members: Sequence[_Member], unit: _Unit) -> float:
+    """On a prefill, by what is likely to run beside it; one server has nothing beside."""
+    if unit.servers == 1:
+        return 1.0
+    idle = 1.0
+    for member in members:
+        idle *= 1 - member.activity
+    prefill = min(1.0, unit.prefilling / unit.servers)
+    beside_prefill = unit.factors.prefill_factor(decoding=True, prefilling=True) - 1
+    beside_decode = unit.factors.prefill_factor(decoding=True) - 1
+    return 1 + prefill * beside_prefill + (1 - prefill) * (1 - idle) * beside_decode
 
 
-def _prefilling(members: Sequence[_Member], factors: PairInterference) -> float:
+def _prefilling(members: Sequence[_Member], unit: _Unit) -> float:
     """Servers that prefills hold on average."""
-    slow = factors.prefill_factor(decoding=len(members) > 1)
-    return sum(m.ask.rate * m.prefill_s for m in members) * slow
+    return sum(m.ask.rate * m.prefill_s for m in members) * _prefill_factor(members, unit)
 
 
 def _held_servers(unit: _Unit) -> Iterator[tuple[int, float]]:

@@ -194,7 +194,9 @@ class SimUnit:
             return 0, 0.0
         seconds = member.times.prefill_s(len(plan), sum(tokens for _, tokens, _ in plan))
         if self._interference is not None:
-            seconds *= self._interference.prefill_factor(decoding=self.flying[Phase.DECODE] > 0)
+            seconds *= self._interference.prefill_factor(
+                decoding=self.flying[Phase.DECODE] > 0, prefilling=self.flying[Phase.PREFILL] > 0
+            )
         return len(plan), seconds
 
     def _decode_cost(
