@@ -32,7 +32,7 @@ from heapq import heappop, heappush
 from itertools import count
 from math import inf
 
-from mux_core.errors import SpecError
+from mux_core.errors import InvariantError, SpecError
 from mux_core.placement import Placement
 from mux_core.planning import PlacementProblem
 from mux_core.simulator.arrivals import Arrival
@@ -156,6 +156,8 @@ class Run:
         return True
 
     def at(self, at: float, event: Callable[[float], SimUnit | None]) -> None:
+        if not at >= self.now:
+            raise InvariantError(f"clock: an event is put down for {at} s at {self.now} s")
         heappush(self._heap, (at, next(self._numbers), event))
 
     # Arrivals

@@ -21,9 +21,9 @@ from mux_core.simulator.arrivals import Arrival
 from mux_core.simulator.kv import planned_kv
 from mux_core.simulator.policy import Decision
 from mux_core.simulator.record import RunRecord
-from mux_core.simulator.run import Settings
+from mux_core.simulator.run import Run, Settings
 from mux_core.units import ModelName
-from simulator_builders import llm, member, placed, run, traffic
+from simulator_builders import llm, member, placed, problem, run, traffic
 
 A, B = ModelName("a"), ModelName("b")
 
@@ -309,3 +309,10 @@ class TestPreemption:
         assert dropped.members[0].decode_steps > kept.members[0].decode_steps
         log = dropped.requests[A]
         assert np.count_nonzero(np.isnan(log.finished)) == log.rejected
+
+
+def test_time_never_goes_back() -> None:
+    going = Run(problem(llm("a")), placed([member("a")]), iter([]), adbs, Settings())
+    going.now = 5.0
+    with pytest.raises(InvariantError, match=r"4\.0 s at 5\.0 s"):
+        going.at(4.0, lambda _: None)
