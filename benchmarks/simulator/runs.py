@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from systems import System
@@ -58,6 +58,15 @@ class Stopwatch:
     events: int = 0
     runs: int = 0
 
+    def timed(self, run: Callable[[], RunRecord]) -> RunRecord:
+        """The run's record, its cost noted."""
+        begun = time.process_time()
+        record = run()
+        self.cpu += time.process_time() - begun
+        self.events += record.events
+        self.runs += 1
+        return record
+
 
 spent = Stopwatch()
 
@@ -80,30 +89,20 @@ def run(
         interference=interference,
         spans_s=spans_s,
     )
-    begun = time.process_time()
-    record = simulate(
-        system.problem,
-        system.placement,
-        arrivals(traffic.streams, seed=seed, until=window.until),
-        _policy(system, switches or {}),
-        settings,
+    requests = arrivals(traffic.streams, seed=seed, until=window.until)
+    factory = _policy(system, switches or {})
+    return spent.timed(
+        lambda: simulate(system.problem, system.placement, requests, factory, settings)
     )
-    spent.cpu += time.process_time() - begun
-    spent.events += record.events
-    spent.runs += 1
-    return record
 
 
 def run_arrivals(system: System, requests: Iterator[Arrival], *, seconds: float) -> RunRecord:
     """One run of given requests from an empty start."""
     settings = Settings(seconds=seconds, warmup=0.0, kv=system.kv, sample_s=60.0, spans_s=0.0)
-    begun = time.process_time()
     factory = _policy(system, {})
-    record = simulate(system.problem, system.placement, requests, factory, settings)
-    spent.cpu += time.process_time() - begun
-    spent.events += record.events
-    spent.runs += 1
-    return record
+    return spent.timed(
+        lambda: simulate(system.problem, system.placement, requests, factory, settings)
+    )
 
 
 def _policy(system: System, switches: Mapping[str, bool]) -> PolicyFactory:
