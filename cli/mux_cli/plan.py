@@ -21,7 +21,7 @@ from mux_core.estimator.unit import UnitEstimator
 from mux_core.placement import Placement
 from mux_core.planners.capacity import capacity_of
 from mux_core.planners.strategies import ESTIMATORS, STRATEGIES, make_estimator, make_planner
-from mux_core.planning import Bound, Objective, PlacementProblem, Plan, Planner
+from mux_core.planning import Objective, PlacementProblem, Plan, Planner
 from mux_core.units import ModelName, format_bytes
 
 QUIET_S = 2.0
@@ -177,7 +177,7 @@ def run(args: argparse.Namespace) -> int:
     made = plan_for(args, workload, strategy=args.strategy, current=current)
     plan = made.plan
     if not args.no_bound:
-        plan = replace(plan, bound=_bound(plan, made.problem, made.costs))
+        plan = _bounded(plan, made.problem, made.costs)
     document = plan_document(
         plan, made.problem, estimator=made.estimator, seconds=made.seconds,
         deadline_hit=made.stopped, sources=sources,
@@ -303,11 +303,26 @@ def read_switches(words: Sequence[str]) -> dict[str, bool]:
     return switches
 
 
-def _bound(plan: Plan, problem: PlacementProblem, costs: UnitEstimator) -> Bound:
+def _bounded(plan: Plan, problem: PlacementProblem, costs: UnitEstimator) -> Plan:
+    """The plan with its bound; Ctrl-C leaves that out."""
     # HiGHS takes longer to import than a small search to run.
-    from mux_core.planners.bound import bound_of
+    from mux_core.planners.bound import MOST_LLMS, bound_of, memory_only
 
-    return bound_of(plan, problem, costs)
+    teller = threading.Timer(QUIET_S, lambda: print(
+        "computing the bound; Ctrl-C leaves it out, --no-bound skips it",
+        file=sys.stderr, flush=True))  # fmt: skip
+    teller.daemon = True
+    teller.start()
+    try:
+        plan = replace(plan, bound=bound_of(plan, problem, costs))
+    except KeyboardInterrupt:
+        return replace(plan, notes=(*plan.notes, "no bound: interrupted"))
+    finally:
+        teller.cancel()
+    if not memory_only(problem):
+        return plan
+    why = f"bound by memory alone: on CPUs, and for more than {MOST_LLMS} models"
+    return replace(plan, notes=(*plan.notes, why))
 
 
 def _frontier(planner: Planner, problem: PlacementProblem) -> list[dict[str, Any]]:

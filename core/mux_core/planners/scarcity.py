@@ -39,7 +39,7 @@ REACHES = (1.0, 1.05, 1.25)
 """Floors that the steps aim at in turn, as parts of the worst ratio reached."""
 CLASS_WEIGHT = 10.0
 MARGIN = 1.05
-"""Most goodput of any climb over that of a fill without floor; climbs that cannot win are left out."""
+"""Most goodput of any climb over that of a fill without floor: what cannot win is left out."""
 EPSILON = 1e-9
 
 
@@ -142,7 +142,7 @@ class Ladder:
         """`floor` of every demand on as few GPUs as that takes; the rest is unserved."""
         packing = self.base.copy()
         if floor > 0:
-            roomy = Inserter(self.inserter.oracle, _multiplied(self.inserter.capacity))
+            roomy = Inserter(self.inserter.oracle, multiplied(self.inserter.capacity))
             search = self._search(roomy, floor)
             packing = search.construct(1, packing)
             if len(self.items) <= MOST_IMPROVED:
@@ -213,7 +213,7 @@ def _strides(first: int, last: int) -> Iterator[int]:
     yield last
 
 
-def _multiplied(capacity: Capacity) -> Capacity:
+def multiplied(capacity: Capacity) -> Capacity:
     """As many such clusters as anything here takes."""
     places = {kind: count * 1_000 for kind, count in capacity.places.items()}
     return replace(capacity, places=places, limit=1_000 * max(1, capacity.limit))
