@@ -7,8 +7,12 @@ table it got. Order: models by served name, endpoints by unit id.
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Final
 
 from mux_core.errors import SpecError
+
+_LEAST_RATE: Final = 0.01
+"""Requests/s an endpoint counts for though its plan expects none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +61,7 @@ class RouteTable:
 
 def planned_weight(rate: float) -> float:
     """Weight of an endpoint whose plan sends it `rate` requests/s."""
-    return max(rate, 1.0)
+    return max(rate, _LEAST_RATE)
 
 
 def least_loaded(
