@@ -21,7 +21,8 @@ from mux_cli.simulate_table import MOVE_COLUMNS, move_rows
 from mux_cli.simulate_views import UnitView
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-GOOD_RATIO = 0.95
+Cell = str | tuple[float, bool]
+"""Text, or a ratio as a bar and whether that is low."""
 HEADLINE_SCALE = "8"
 """The scale MuxServe's own comparison is read at."""
 
@@ -83,19 +84,21 @@ def _verdict(document: Mapping[str, Any]) -> str:
     names = ", ".join(escape(name) for name in document["growing"])
     served = (f"{document['goodput']:.2f} of {document['offered']:.2f} requests per second are "
               "served")  # fmt: skip
+    behind = ", ".join(
+        f"{escape(name)} ({model['ratio']:.0%})"
+        for name, model in document["models"].items()
+        if model["left_behind"]
+    )
     lines = []
     if document["interrupted"]:
         lines.append(("bad", "Interrupted: the figures are of what had been simulated by then."))
     if names:
         lines.append(("bad", f"Not enough: {served}, and the queues of {names} still grew at the "
                       "end. Their latencies below are of this window only."))  # fmt: skip
-    elif document["worst_ratio"] >= GOOD_RATIO:
+    elif not behind:
         lines.append(("good", f"Enough: {served}, and no model is left behind."))
     else:
-        worst = min(document["models"], key=lambda name: document["models"][name]["ratio"])
-        share = document["models"][worst]["ratio"]
-        lines.append(("bad", f"{served.capitalize()}; {escape(worst)} gets {share:.0%} of what it "
-                      "is asked for."))  # fmt: skip
+        lines.append(("bad", f"Not enough: {served}; {behind} are left behind."))
     return "\n".join(f'<p class="verdict {kind}">{text}</p>' for kind, text in lines)
 
 
@@ -216,7 +219,7 @@ def _model_table(document: Mapping[str, Any]) -> str:
             name if model["steady"] else f"{name} (queue grows)",
             f"{model['offered']:.3f}",
             f"{model['served']:.3f}",
-            model["ratio"],
+            (model["ratio"], model["left_behind"]),
             *(_shown(model["ttft_ms"][key]) for key in ("p50", "p99")),
             *(_shown(model["tpot_ms"][key]) for key in ("p50", "p99")),
             f"{model['slo'][HEADLINE_SCALE]:.1%}",
@@ -229,7 +232,7 @@ def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
+def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     named = f"<caption>{escape(caption)}</caption>" if caption else ""
     label = escape(caption or "Figures by model")
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
@@ -243,12 +246,12 @@ def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str | fl
     )
 
 
-def _cell(value: str | float) -> str:
+def _cell(value: Cell) -> str:
     if isinstance(value, str):
         return f"<td>{escape(value)}</td>"
-    low = " low" if value < GOOD_RATIO else ""
-    return (f'<td>{value:.0%}<span class="bar{low}" aria-hidden="true">'
-            f'<i style="width:{100 * value:.0f}%"></i></span></td>')  # fmt: skip
+    ratio, low = value
+    return (f'<td>{ratio:.0%}<span class="bar{" low" if low else ""}" aria-hidden="true">'
+            f'<i style="width:{100 * ratio:.0f}%"></i></span></td>')  # fmt: skip
 
 
 def _list(sentences: Sequence[str]) -> str:

@@ -32,6 +32,8 @@ MOMENTS: Final = 60
 GROWTH: Final = 0.01
 """A queue grows if it does by this part of the arrivals, and by more than chance would have it."""
 CHANCE: Final = 4.0
+SHORT: Final = 0.05
+EDGES: Final = 2.0
 HOLDS: Final = 3.0
 """Standard deviations within which the window's edges may leave Little's law open."""
 
@@ -168,6 +170,16 @@ def goodput(runs: Sequence[RunTally]) -> float:
 
 def worst_ratio(runs: Sequence[RunTally]) -> float:
     return min(ratio(runs, model) for model in model_names(runs))
+
+
+def left_behind(runs: Sequence[RunTally], model: ModelName) -> bool:
+    """Whether an LLM got less than it was asked for by more than chance at the window's edges.
+
+    Over 5 % of its arrivals, and over two standard deviations of their number.
+    """
+    asked = sum(run.models[model].offered for run in runs)
+    missing = asked - sum(run.models[model].served for run in runs)
+    return missing > max(SHORT * asked, EDGES * sqrt(asked))
 
 
 def attainment(

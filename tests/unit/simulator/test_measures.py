@@ -95,6 +95,18 @@ def test_a_rare_llm_is_judged_over_all_runs_together():
     assert measures.ratio(runs, "a") == 1.0
 
 
+@pytest.mark.parametrize(
+    ("log", "behind"),
+    [(overloaded_log(4.0, 2.0, 200.0), True), (overloaded_log(4.0, 3.9, 200.0), False),
+     (a_log(*[(t, t, t + 195.0, 32, 2) for t in range(10, 110, 20)]), True),
+     (a_log(*[(t, t, t + 30.0, 32, 2) for t in range(10, 110, 20)]), False),
+     (a_log(), False)],
+    ids=["half served", "nearly all", "rare and starved", "rare and cut by the edge", "idle"],
+)  # fmt: skip
+def test_being_left_behind_is_told_from_chance(log, behind):
+    assert measures.left_behind([tally_of({"a": log})], "a") is behind
+
+
 def test_who_never_started_counts_with_the_time_waited():
     log = a_log((20.0, 21.0, 22.0, 32, 2), (20.0, NEVER, NEVER, 32, 2))
     spread = measures.latency([tally_of({"a": log}, until=200.0)], "a", "ttft")
