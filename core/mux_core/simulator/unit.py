@@ -151,9 +151,10 @@ class SimUnit:
         self._ask_again(decision, now)
 
     def _ask_again(self, decision: Decision, now: float) -> None:
-        self.ask_due = decision.again_at
+        again = decision.again_at
+        self.ask_due = None if again is None else max(now, again)
         if self.ask_due is not None:
-            self._calendar.ask_at(max(now, self.ask_due), self)
+            self._calendar.ask_at(self.ask_due, self)
 
     # Steps
 

@@ -316,3 +316,20 @@ def test_time_never_goes_back() -> None:
     going.now = 5.0
     with pytest.raises(InvariantError, match=r"4\.0 s at 5\.0 s"):
         going.at(4.0, lambda _: None)
+
+
+@pytest.mark.parametrize("wish", [-1.0, 0.0, 2.5])
+def test_a_policy_is_asked_again_when_it_wishes(wish: float) -> None:
+    """Even where the wished moment has passed already."""
+    asked: list[float] = []
+
+    class Wishing(AdbsPolicy):
+        def decide(self, load, queues, now):  # type: ignore[no-untyped-def]
+            asked.append(now)
+            wished = 1.0 + wish
+            again = wished if len(asked) == 1 or now < wished else None
+            return replace(super().decide(load, queues, now), again_at=again)
+
+    run([llm("a")], placed([member("a")]), iter([one(at=1.0, output=1)]), seconds=9.0,
+        policy=lambda _: Wishing())  # fmt: skip
+    assert 1.0 + max(0.0, wish) in asked[1:]
