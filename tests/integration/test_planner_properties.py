@@ -1,5 +1,8 @@
 """Whatever is asked for, a plan is legal, and more GPUs never make it worse."""
 
+from random import Random
+
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -65,17 +68,35 @@ def test_the_order_of_the_input_changes_nothing(asked, estimator, data):
 @given(asked=llms(), gpus=st.integers(1, 7), estimator=estimators)
 def test_one_more_gpu_never_lowers_the_objective(asked, gpus, estimator):
     few, more = (
-        best_plan(
-            DefaultPlanner(estimator=estimator()),
-            a_problem(asked, cluster=nodes(1), policy=PlanningPolicy(gpu_limit=limit)),
-            max_steps=LONG,
-        ).prediction
+        objective(asked, a_problem(asked, cluster=nodes(1), policy=PlanningPolicy(gpu_limit=limit)),
+                  estimator())
         for limit in (gpus, gpus + 1)
-    )
-    offered = sum(llm.demand.rate for llm in asked)
-    if few.goodput >= offered * (1 - 1e-6):
-        assert more.goodput >= offered * (1 - 1e-6)
-        assert more.gpus_used <= few.gpus_used
-    else:
-        worth = [(p.goodput / offered) ** 2 * p.worst_ratio for p in (few, more)]
-        assert worth[1] >= worth[0] - 1e-6
+    )  # fmt: skip
+    assert more >= few
+
+
+@pytest.mark.parametrize("limit", [None, 1], ids=["any-tensor", "one-tensor-member"])
+@pytest.mark.parametrize("seed", range(3))
+def test_up_to_32_gpus_the_objective_only_rises(seed, limit):
+    draw = Random(seed)
+    sizes = draw.choices(["llama-7b", "llama-13b", "llama-30b", "llama-65b"], [5, 2, 1, 1], k=7)
+    asked = tuple(an_llm(f"m{i}", size, 10 ** draw.uniform(-2, 1.3))
+                  for i, size in enumerate(sizes))  # fmt: skip
+    last = None
+    for gpus in range(1, 33):
+        policy = PlanningPolicy(gpu_limit=gpus, max_tensor_members=limit)
+        found = objective(asked, a_problem(asked, policy=policy), ReferenceUnits())
+        assert last is None or found >= last
+        last = found
+
+
+def objective(asked, problem, estimator):
+    """All met and on how few GPUs; else goodput^2 x worst ratio, a class counting ten times."""
+    found = best_plan(DefaultPlanner(estimator=estimator), problem, max_steps=LONG).prediction
+    ratios = [(llm, found.models[llm.name].ratio) for llm in asked]
+    if all(ratio > 1 - 1e-6 for _, ratio in ratios):
+        return (True, -found.gpus_used)
+    classes = sorted({llm.priority for llm in asked})
+    weights = [llm.demand.rate * 10 ** classes.index(llm.priority) for llm in asked]
+    served = sum(weight * ratio for weight, (_, ratio) in zip(weights, ratios, strict=True))
+    return (False, round((served / sum(weights)) ** 2 * min(r for _, r in ratios), 5))

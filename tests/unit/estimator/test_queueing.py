@@ -1,8 +1,11 @@
 """Estimator `default`: what sharing costs, and that it says why it says no."""
 
+from random import Random
+
 import pytest
 
 from mux_core.estimator.queueing import QueueingUnits
+from mux_core.estimator.reference import ReferenceUnits
 from mux_core.estimator.unit import Ask, GroupKind
 from mux_core.llm import SharingPolicy, Slo
 from mux_core.planning import PlanReason
@@ -83,3 +86,19 @@ def test_kv_floors_are_kept(request_gib):
     assert found.members[1].kv >= floor
     weights = sum(a.llm.weight_bytes for a in asks)
     assert weights + sum(member.kv for member in found.members) <= 80 * GIB
+
+
+@pytest.mark.parametrize("estimator", [QueueingUnits, ReferenceUnits], ids=["default", "muxserve"])
+def test_the_quick_answer_and_the_full_one_agree_whatever_the_order(estimator):
+    draw, units = Random(3), estimator()
+    seen = set()
+    for _ in range(300):
+        gpus = draw.choice([1, 2, 4])
+        sizes = ["llama-7b", "llama-13b", "llama-30b"][: 2 if gpus == 1 else 3]
+        asks = [ask(f"m{i}", draw.choice([0.1, 0.5, 2, 4]) * draw.random() * gpus,
+                    draw.choice(sizes)) for i in range(draw.randint(1, 4))]  # fmt: skip
+        carried = units.carries(kind(gpus), asks)
+        assert units.outcome(kind(gpus), asks).fits == carried
+        assert units.carries(kind(gpus), asks[::-1]) == carried
+        seen.add(carried)
+    assert seen == {True, False}
