@@ -64,11 +64,12 @@ def make_stage(
                             "manifests says why")  # fmt: skip
     costs = choose_costs(llms, nodes, catalog, {})
     profiles = catalog.profiles if catalog is not None else ()
+    cores = profiles[0].made.cores if profiles else 0
     pairs = [pair for found in profiles for pair in found.pairs]
     return Stage(
         problem=PlacementProblem(now=0.0, nodes=nodes, llms=costs.llms), placement=placement,
         costs=costs, rates=rates,
-        interference=pair_interference(pairs) if pairs else DEFAULT_INTERFERENCE,
+        interference=pair_interference(pairs, cores=cores) if cores else DEFAULT_INTERFERENCE,
         request_s=next((_outside(found.unit) for found in profiles if found.unit), 0.0),
         unit_bytes=units[0].spec.unit_bytes,
     )  # fmt: skip

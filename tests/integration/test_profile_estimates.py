@@ -18,6 +18,7 @@ from profile_builders import profile_set, shape
 WINDOW = Window(warmup=5, seconds=40, shape=LengthShape.FIXED)
 NODE = GpuNode(name=NodeName("n"), gpus=1, memory=Bytes(512 << 20), gpu="cpu")
 HALF = Share(prefill=Percent(50), decode=Percent(50))
+SMALL = Share(prefill=Percent(50), decode=Percent(30))
 WHOLE = Share(prefill=Percent(100), decode=Percent(100))
 
 
@@ -41,7 +42,7 @@ def stage(rates, *, share=HALF, layers=(4, 2, 4)):
         placement=Placement(units=(unit,)), costs=costs, rates=rates, request_s=0.0,
         unit_bytes=16384,
         interference=PairInterference(decode_by_prefill=0.1, prefill_by_decode=0.1,
-                                      decode_by_decode=1.1),
+                                      decode_by_decode=1.1, cores=2),
     )  # fmt: skip
 
 
@@ -56,8 +57,8 @@ def both(found, part):
 @pytest.mark.parametrize(
     ("rates", "share"),
     [({"a": 1.0}, HALF), ({"a": 1.0, "b": 0.5}, HALF), ({"a": 1.0, "b": 0.5, "c": 0.5}, HALF),
-     ({"a": 1.0, "b": 1.0}, WHOLE)],
-    ids=["one", "two", "three", "whole slots"],
+     ({"a": 1.0, "b": 1.0}, WHOLE), ({"a": 1.0, "b": 0.5, "c": 0.5}, SMALL)],
+    ids=["one", "two", "three", "whole slots", "more shares than cores"],
 )  # fmt: skip
 def test_a_half_full_unit_is_estimated_as_it_plays(rates, share):
     said, played = both(stage(rates, share=share), 0.5)

@@ -136,9 +136,10 @@ class TurnUnits:
 
     def _settle(self, members: Sequence[_Member]) -> _Unit:
         """Activities at the fixed point, damped on the way."""
-        widest = max((max(m.share.decode, m.share.prefill) for m in members), default=100)
-        servers = max(1, 100 // widest)
         factors = _pair_factors(self.interference)
+        # Small shares let more steps start than there are cores; those then share the cores.
+        narrowest = min((m.share.decode for m in members), default=100)
+        servers = max(1, min(100 // narrowest, factors.cores or 100))
         for member in members:
             member.busy_step = float(member.steps[0])
         unit = _Unit(servers=servers, prefilling=0.0, factors=factors)

@@ -195,6 +195,7 @@ class SimUnit:
             return 0, 0.0
         seconds = member.times.prefill_s(len(plan), sum(tokens for _, tokens, _ in plan))
         if self._interference is not None:
+            seconds *= self._interference.crowd_factor(sum(self.flying.values()) + 1)
             seconds *= self._interference.prefill_factor(
                 decoding=self.flying[Phase.DECODE] > 0, prefilling=self.flying[Phase.PREFILL] > 0
             )
@@ -214,6 +215,7 @@ class SimUnit:
         if self._interference is None:
             return batch, seconds
         host.bus = member.times.bus(context, seconds)
+        seconds *= self._interference.crowd_factor(sum(self.flying.values()) + 1)
         if self.flying[Phase.DECODE]:
             seconds *= self._interference.bus_stretch(self.bus + host.bus)
         return batch, seconds * self._interference.decode_factor(self.flying[Phase.PREFILL])
