@@ -1,26 +1,46 @@
 """Objective `attainment`: the GPUs are given; the best predicted SLO attainment on them.
 
-Spare GPUs are spent where each buys most: a member moves out of a shared group, or a second replica
-takes half of its rate, or a lone one gets a larger group. It ends where nothing gains any more, so
-not sharing wins exactly where it is better. A request counts by how near it comes to its target,
-not only by whether it meets it: else nothing would seem to help a group that misses it by far.
+Each step is the change that gains most per GPU it adds: a member moves out of a shared group, or a
+second replica takes half of its rate, or a lone one gets a larger group; or, for no GPU at all, a
+member or half its rate moves from a group that misses much to another one. It ends where nothing
+gains any more, so not sharing wins exactly where it is better. A request counts by how near it
+comes to its target, not only by whether it meets it: else nothing would seem to help a group that
+misses it by far.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from math import erf, sqrt
 
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome
 from mux_core.llm import Slo
 from mux_core.planners.packing import Bin, Key
-from mux_core.planners.search import Inserter, Packing
+from mux_core.planners.search import Inserter, Packing, replicas_of
 
 LEAST_GAIN = 1e-6
 GRADES = (1.0, 1.5, 2.5, 4.0, 10.0)
 """Multiples of the target; meeting it counts for all of them."""
 P99 = 2.33
-_Change = tuple[Bin | None, Bin]
-"""What stays of a bin, and what is opened beside it or in its place."""
+UNEVEN = 1.4
+"""What requests hold varies by their number, and by lengths that vary as much as their mean."""
+WORST_BINS = 4
+"""Groups that miss most; only from them rates move to others."""
+FREE = 0.5
+"""GPUs that a change is priced at which adds none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Bins in place of those at some positions (None: the bin goes), and bins beside them."""
+
+    replaced: Mapping[int, Bin | None]
+    opened: tuple[Bin, ...] = ()
+
+    @property
+    def made(self) -> Iterator[Bin]:
+        yield from (there for there in self.replaced.values() if there is not None)
+        yield from self.opened
 
 
 def spend_spare_gpus(packing: Packing, spending: "Spending") -> Iterator[Packing]:
@@ -52,36 +72,58 @@ class Spending:
     def better(self, packing: Packing) -> Packing | None:
         """The change that gains most per GPU it adds, carried out; None if none gains."""
         best: tuple[float, Packing] | None = None
-        for position, there in enumerate(packing.bins):
-            before = self.met(there)
-            for change in _divisions(there, self.inserter, packing):
-                gain = sum(self.met(made) for made in change if made is not None) - before
-                worth = gain / max(1, _added(there, change))
-                if gain <= LEAST_GAIN * max(1.0, before):
-                    continue
-                if best is not None and worth <= best[0] + 1e-9:
-                    continue
-                candidate = _changed(packing, position, change)
-                if self.inserter.capacity.holds(candidate.counts):
-                    best = worth, candidate
+        for change in chain(_divisions(packing, self.inserter), self._shifts(packing)):
+            before = sum(self.met(packing.bins[position]) for position in change.replaced)
+            gain = sum(map(self.met, change.made)) - before
+            if gain <= LEAST_GAIN * max(1.0, before):
+                continue
+            candidate = _changed(packing, change)
+            worth = gain / max(FREE, candidate.gpus - packing.gpus)
+            better = best is None or worth > best[0] + 1e-9
+            if better and self.inserter.capacity.holds(candidate.counts):
+                best = worth, candidate
         return best[1] if best else None
+
+    def _shifts(self, packing: Packing) -> Iterator[_Change]:
+        """From the bins that miss most: a member, or half its rate, to another bin."""
+        bins = packing.bins
+        lost = [sum(rate for _, rate in there.members) - self.met(there) for there in bins]
+        for source in sorted(range(len(bins)), key=lambda at: (-lost[at], at))[:WORST_BINS]:
+            for target in range(len(bins)):
+                if target != source:
+                    yield from _moved(packing, source, target, self.inserter)
 
     def _judge(self, there: Bin) -> float:
         oracle = self.inserter.oracle
         asks = [Ask(llm=oracle.items[index].llm, rate=rate) for index, rate in there.members]
         members = oracle.estimator.outcome(there.kind, asks).members
+        pairs = list(zip(asks, members, strict=True))
+        running = sum(a.rate * a.llm.demand.output_tokens * (m.tpot_mean_s or 0) for a, m in pairs)
         return sum(
-            min(ask.rate, found.served) * nearness(ask.llm.slo, found)
-            for ask, found in zip(asks, members, strict=True)
+            min(ask.rate, found.served) * nearness(ask.llm.slo, found, running)
+            for ask, found in pairs
         )
 
 
-def nearness(slo: Slo | None, found: MemberOutcome) -> float:
-    """Mean share of requests within the target and within multiples of it."""
-    if slo is None or found.attainment is None or found.utilisation >= 1:
-        return 1.0 if slo is None or found.attainment is None else 0.0
+def nearness(slo: Slo | None, found: MemberOutcome, running: float) -> float:
+    """Mean share of requests within the target and within multiples of it, while chance does not
+    overload the group. `running`: requests that decode in it at once, on average.
+    """
+    if slo is None or found.attainment is None:
+        return 1.0
+    if found.utilisation >= 1:
+        return 0.0
     shares = [_within(slo, found, grade) for grade in GRADES[1:]]
-    return (found.attainment + sum(shares)) / len(GRADES)
+    calm = _calm(found.utilisation, running)
+    return calm * (found.attainment + sum(shares)) / len(GRADES)
+
+
+def _calm(use: float, running: float) -> float:
+    """Share of time in which what `running` requests need stays below what there is."""
+    if use <= 0 or running <= 0:
+        return 1.0
+    deviation = use * UNEVEN / sqrt(running)
+    return 0.5 * (1 + erf((1 - use) / deviation / sqrt(2)))
 
 
 def _within(slo: Slo, found: MemberOutcome, grade: float) -> float:
@@ -98,38 +140,47 @@ def _within(slo: Slo, found: MemberOutcome, grade: float) -> float:
     return share
 
 
-def _added(there: Bin, change: _Change) -> int:
-    """GPUs that a change takes beyond what the bin has."""
-    return sum(made.kind.gpus for made in change if made is not None) - there.kind.gpus
-
-
-def _changed(packing: Packing, position: int, change: _Change) -> Packing:
-    kept, moved = change
-    there, candidate = packing.bins[position], packing.copy()
-    candidate.bins[position] = kept if kept is not None else moved
-    if kept is not None:
-        candidate.bins.append(moved)
-    candidate.counts[there.kind] -= 1
-    for made in change:
-        if made is not None:
-            candidate.counts[made.kind] = candidate.counts.get(made.kind, 0) + 1
+def _changed(packing: Packing, change: _Change) -> Packing:
+    candidate = packing.copy()
+    for position in change.replaced:
+        candidate.counts[packing.bins[position].kind] -= 1
+    bins = [change.replaced.get(at, there) for at, there in enumerate(packing.bins)]
+    candidate.bins = [there for there in [*bins, *change.opened] if there is not None]
+    for made in change.made:
+        candidate.counts[made.kind] = candidate.counts.get(made.kind, 0) + 1
     return candidate
 
 
-def _divisions(there: Bin, inserter: Inserter, packing: Packing) -> Iterator[_Change]:
-    """(what stays, what goes): a member to a group of its own, half its rate, or a larger group."""
+def _divisions(packing: Packing, inserter: Inserter) -> Iterator[_Change]:
+    """A member to a group of its own, half its rate to one, or a larger group for a lone one."""
     oracle = inserter.oracle
+    for position, there in enumerate(packing.bins):
+        for index, rate in there.members:
+            item = oracle.items[index]
+            others = [member for member in there.members if member[0] != index]
+            for kind in item.kinds:
+                alone = oracle.make(kind, [(index, rate)])
+                if others:
+                    kept = oracle.make(there.kind, others, there.fixed)
+                    yield _Change({position: kept}, (alone,))
+                elif kind.gpus > there.kind.gpus:
+                    yield _Change({position: alone})
+                if replicas_of(packing, item) < item.llm.max_replicas:
+                    halved = oracle.make(there.kind, [*others, (index, rate / 2)], there.fixed)
+                    yield _Change({position: halved}, (oracle.make(kind, [(index, rate / 2)]),))
+
+
+def _moved(packing: Packing, source: int, target: int, inserter: Inserter) -> Iterator[_Change]:
+    """A member of `source`, or half its rate, in `target`; a bin that is left empty goes."""
+    oracle, there, other = inserter.oracle, packing.bins[source], packing.bins[target]
     for index, rate in there.members:
         item = oracle.items[index]
+        holds = other.holds(index)
+        if not holds and not oracle.may_join(other, item):
+            continue
         others = [member for member in there.members if member[0] != index]
-        replicas = sum(1 for other in packing.bins if other.holds(index))
-        for kind in item.kinds:
-            if others:
-                yield oracle.make(there.kind, others, there.fixed), oracle.make(
-                    kind, [(index, rate)])  # fmt: skip
-            elif kind.gpus > there.kind.gpus:
-                yield None, oracle.make(kind, [(index, rate)])
-            if replicas < item.llm.max_replicas:
-                half = [*others, (index, rate / 2)]
-                yield oracle.make(there.kind, half, there.fixed), oracle.make(
-                    kind, [(index, rate / 2)])  # fmt: skip
+        kept = oracle.make(there.kind, others, there.fixed) if others else None
+        yield _Change({source: kept, target: oracle.joined(other, item, rate)})
+        if holds or replicas_of(packing, item) < item.llm.max_replicas:
+            halved = oracle.make(there.kind, [*others, (index, rate / 2)], there.fixed)
+            yield _Change({source: halved, target: oracle.joined(other, item, rate / 2)})
