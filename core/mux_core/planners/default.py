@@ -22,6 +22,7 @@ from mux_core.planners.holding import (
     everyone_placed,
     full_units,
     held_packing,
+    within_limits,
 )
 from mux_core.planners.keeping import kept_packing, pinned_packing
 from mux_core.planners.moves import steps_between
@@ -148,7 +149,7 @@ class _Run:
 
     def _from_current(self) -> Iterator[Packing]:
         """What runs, kept; then a fresh packing if it gains more than its moves cost."""
-        kept, whole = kept_packing(self.problem, self.oracle, self._inserter())
+        kept, whole = kept_packing(within_limits(self.problem), self.oracle, self._inserter())
         yield kept
         if not self._may_gain(kept):
             return
@@ -165,7 +166,7 @@ class _Run:
         yield held
         self.oracle.full = frozenset()
         if self.problem.current.units:
-            kept, _ = kept_packing(self.problem, self.oracle, self._inserter())
+            kept, _ = kept_packing(within_limits(self.problem), self.oracle, self._inserter())
             if breaks_rules(held, self.oracle) or self._is_worth(held, kept):
                 best = kept
                 yield best

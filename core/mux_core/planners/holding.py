@@ -16,10 +16,8 @@ from mux_core.planners.search import Inserter, Packing, empty_packing
 from mux_core.planning import PlacementProblem
 from mux_core.units import ModelName, UnitId
 
-PARTS = 16
-"""An overfull unit is taken to carry the largest of so many equal parts of its rates that fits."""
-SHIFT = 0.1
-"""Part of a model's rate by which its replicas' parts must change to be changed at all."""
+PARTS = 8
+"""Of a member that overfills its unit, the largest of so many equal parts that fits is carried."""
 LEAST_PERCENT = 10
 """A share that a newcomer must find free where shares of running engines cannot change."""
 Surplus = frozenset[tuple[UnitId, ModelName]]
@@ -57,7 +55,7 @@ def _is_full(unit: Unit) -> bool:
 def held_packing(problem: PlacementProblem, oracle: Oracle, inserter: Inserter) -> Packing:
     """Every running replica stays; then what is missing, where the estimate says that it fits."""
     items = {item.llm.name: item for item in oracle.items}
-    wanted = replace(problem, current=_without(problem.current, surplus(problem)))
+    wanted = within_limits(problem)
     rates = scaled_rates(wanted, items)
     packing = empty_packing()
     left = {item.index: item.rate for item in oracle.items}
@@ -88,20 +86,30 @@ def breaks_rules(packing: Packing, oracle: Oracle) -> bool:
     return False
 
 
-def _without(current: Placement, gone: Surplus) -> Placement:
-    """`current` without `gone`; its units stay, also empty ones."""
-    return Placement(units=tuple(
+def within_limits(problem: PlacementProblem) -> PlacementProblem:
+    """`problem` without surplus replicas; its units keep their places, also empty ones."""
+    gone = surplus(problem)
+    units = tuple(
         unit.with_members(tuple(m for m in unit.members if (unit.id, m.model) not in gone))
-        for unit in current.units
-    ))  # fmt: skip
+        for unit in problem.current.units
+    )
+    return replace(problem, current=Placement(units=units))
 
 
 def _carried(there: Bin, oracle: Oracle) -> Bin:
-    for part in range(PARTS, 0, -1):
-        members = [(index, rate * part / PARTS) for index, rate in there.members]
-        if part == 1 or oracle.fits(there.kind, members):
-            return oracle.make(there.kind, members, there.fixed)
-    raise AssertionError("unreachable")
+    """What an overfull unit carries: its busiest member gives way first."""
+
+    def load(member: tuple[int, float]) -> float:
+        index, rate = member
+        return rate / (oracle.solo(oracle.items[index], there.kind) or 1e-9)
+
+    members = dict(there.members)
+    for index, rate in sorted(there.members, key=load, reverse=True):
+        for part in range(PARTS, 0, -1):
+            members[index] = rate * part / PARTS
+            if oracle.fits(there.kind, list(members.items())):
+                return oracle.make(there.kind, members.items(), there.fixed)
+    return oracle.make(there.kind, members.items(), there.fixed)
 
 
 def everyone_placed(packing: Packing, problem: PlacementProblem, inserter: Inserter) -> Packing:
@@ -155,20 +163,23 @@ def _send(
     before: Mapping[tuple[ModelName, int], float],
     oracle: Oracle,
 ) -> None:
-    """All of a model's demand goes to the replicas it has, as before where little changed."""
+    """All of a model's demand goes to the replicas it has.
+
+    Where neither has changed it is divided as before, so that a plan from its own placement is
+    empty, also where more is asked than anything carries.
+    """
     total = sum(places.values())
     if total <= 0:
         return
-    wanted = {at: rate * item.rate / total for at, rate in places.items()}
+    wanted = {at: float(f"{rate * item.rate / total:.12g}") for at, rate in places.items()}
     had = {at: before.get((item.name, packing.bins[at].fixed), 0.0) for at in places}
-    moved = sum(abs(wanted[at] - had[at]) for at in places)
     same = abs(sum(had.values()) - item.rate) <= 1e-5 * item.rate
-    if same and all(had.values()) and moved <= SHIFT * item.rate:
+    if same and all(had.values()):
         wanted = had
     for at, rate in wanted.items():
         if rate != places[at]:
             there = packing.bins[at]
-            members = [(i, round(rate, 6) if i == item.index else r) for i, r in there.members]
+            members = [(i, rate if i == item.index else r) for i, r in there.members]
             packing.bins[at] = oracle.make(there.kind, members, there.fixed)
 
 
