@@ -103,7 +103,8 @@ def _times(sources: Sources) -> Sequence[str]:
     for model, source in sources.items():
         by_kind.setdefault(source, []).append(model)
     return [
-        f"Step times of {', '.join(by_kind[source])} {TOLD[source]}."
+        f"Step times of {'all models' if len(by_kind) == 1 else ', '.join(by_kind[source])} "
+        f"{TOLD[source]}."
         for source in Source
         if source in by_kind
     ]

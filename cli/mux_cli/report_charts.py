@@ -160,7 +160,7 @@ def _segments(frame: Frame, members: Sequence[Mapping[str, Any]], top: float) ->
             f'{member["rate"]:.2f} requests/s</title><rect class="{tint}" x="{x:.1f}" '
             f'y="{top + 2:.1f}" width="{max(1.0, wide - 2):.1f}" height="26" rx="3"/>'
         )
-        if wide > 8 * len(member["model"]) + 8:
+        if wide > 7 * len(member["model"]) + 10:
             yield f'<text class="inside" x="{x + 8:.1f}" y="{top + 19:.1f}">{name}</text>'
         yield "</g>"
 

@@ -112,7 +112,8 @@ def _cards(report: Report) -> str:
         (f"{document['goodput']:.2f}/s", "requests served",
          f"of {document['offered']:.2f}/s offered{_between(document, 'goodput', '{:.2f}')}"),
         (f"{document['worst_ratio']:.1%}", "served, worst model",
-         worst + _between(document, "worst_ratio", "{:.1%}")),
+         worst + _between(document, "worst_ratio", "{:.1%}")
+         + ("" if document["models"][worst]["left_behind"] else "; within chance")),
         (f"{document['slo'][HEADLINE_SCALE]:.1%}",
          f"within {HEADLINE_SCALE} x the unloaded latency",
          f"worst model {document['slo_worst'][HEADLINE_SCALE]:.1%}"),
