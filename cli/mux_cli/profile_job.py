@@ -33,6 +33,7 @@ from mux_runtime.profiling.run import Job, run, values
 QUICK_S: Final = 95.0
 """No point is begun later than this after the start: with what is under way, two minutes."""
 LEAST_CONTEXT: Final = 64
+MOST_GIB: Final = 10_000
 COMMIT: Final = "commit/"
 """Key of a journal's line that names the release's commit; a run that goes on adds its own."""
 
@@ -61,8 +62,9 @@ class ProfileJob:
         grid, made = self._grid(), self._made()
         journal = Journal.open(self._journal_path, self._header(grid, made))
         try:
-            if journal.found:
-                print(f"goes on: {len(journal.found)} measurements are there", file=sys.stderr)
+            kept = sum(not key.startswith(COMMIT) for key, _ in journal.found)
+            if kept:
+                print(f"goes on: {kept} measurements are there", file=sys.stderr)
             journal.note(f"{COMMIT}{made.commit}", 0, {})
             self._say_load()
             left = self._measure(grid, journal)
@@ -145,6 +147,10 @@ class ProfileJob:
                   "what they take is measured too", file=sys.stderr)  # fmt: skip
 
     def _checked_memory(self) -> Bytes:
+        if self._args.max_batch is not None and self._args.max_batch < 1:
+            raise SpecError(f"--max-batch {self._args.max_batch}: at least 1")
+        if not 0 < self._args.memory < MOST_GIB:
+            raise SpecError(f"--memory {self._args.memory:g}: GiB above 0, below {MOST_GIB}")
         given = int(self._args.memory * GIB)
         batch = self._args.max_batch or 1
         for subject in self._subjects:

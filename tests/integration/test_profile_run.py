@@ -122,10 +122,12 @@ def test_a_killed_run_leaves_no_process_and_goes_on_where_it_was(tiny, tmp_path)
         (["{tmp}/nowhere"], "config.json: not found"),
         (["{tiny}", "--max-batch", "4000", "--memory", "0.01"],
          "decode batch 4000 of 64 tokens needs .* of KV memory, --memory gives"),
-        (["{tiny}", "--memory", "1e6"], "this machine has .* free; lower it"),
+        (["{tiny}", "--memory", "9999"], "this machine has .* free; lower it"),
+        (["{tiny}", "--memory", "nan"], "--memory nan: GiB above 0"),
+        (["{tiny}", "--max-batch", "0"], "--max-batch 0: at least 1"),
         (["{tiny}", "--device", "cuda"], "--device cuda: "),
     ],
-    ids=["none", "twice", "missing", "batch", "memory", "no-gpu"],
+    ids=["none", "twice", "missing", "batch", "memory", "nan", "no batch", "no-gpu"],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused_before_anything_starts(
     tiny, tmp_path, capsys, arguments, words
