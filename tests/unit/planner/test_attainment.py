@@ -1,0 +1,67 @@
+"""Steps of the attainment objective, on packings made by hand."""
+
+from mux_core.estimator.queueing import QueueingUnits
+from mux_core.estimator.unit import GroupKind
+from mux_core.llm import Slo
+from mux_core.planners.attainment import Spending, spend_spare_gpus
+from mux_core.planners.capacity import capacity_of
+from mux_core.planners.packing import Oracle
+from mux_core.planners.search import Inserter, Packing
+from mux_core.planning import PlanningPolicy
+from mux_core.units import GIB, Bytes
+from planner_builders import a_problem, an_llm, nodes
+
+ONE = GroupKind(gpus=1, gpu="a100-80gb", memory=Bytes(80 * GIB))
+TIGHT = Slo(ttft_s=0.04, tpot_s=0.025)
+
+
+def spending_of(rates: dict[str, float], *, gpus: int) -> Spending:
+    llms = tuple(an_llm(name, rate=rate, slo=TIGHT) for name, rate in rates.items())
+    problem = a_problem(llms, cluster=nodes(1, gpus), policy=PlanningPolicy(group_sizes=(1,)))
+    oracle = Oracle(QueueingUnits(enforce_slo=False), problem.policy)
+    capacity = capacity_of(problem.nodes, (1,), limit=gpus)
+    for llm in llms:
+        oracle.add(llm, llm.demand.rate, capacity.kinds)
+    return Spending(Inserter(oracle, capacity))
+
+
+def packed(spending: Spending, *bins: dict[int, float]) -> Packing:
+    made = [spending.inserter.oracle.make(ONE, members.items()) for members in bins]
+    return Packing(made, {}, {ONE: len(made)})
+
+
+def rates_of(packing: Packing) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for there in packing.bins:
+        for index, rate in there.members:
+            found[index] = found.get(index, 0.0) + rate
+    return found
+
+
+def test_without_a_spare_gpu_rate_moves_from_the_group_that_misses_to_one_that_does_not():
+    spending = spending_of({"a": 6.0, "b": 3.0, "c": 0.2}, gpus=2)
+    start = packed(spending, {0: 6.0, 1: 3.0}, {2: 0.2})
+    *_, last = spend_spare_gpus(start, spending)
+    assert last.gpus == 2
+    assert spending.attained(last) > spending.attained(start)
+    assert rates_of(last) == rates_of(start)
+
+
+def test_a_spare_gpu_goes_to_who_misses_most():
+    spending = spending_of({"a": 8.0, "b": 0.5}, gpus=3)
+    start = packed(spending, {0: 8.0}, {1: 0.5})
+    *_, last = spend_spare_gpus(start, spending)
+    assert last.gpus == 3
+    assert sum(there.holds(0) for there in last.bins) >= 2
+
+
+def test_a_group_on_the_edge_counts_less_than_one_with_room():
+    spending = spending_of({"a": 8.0, "b": 4.0}, gpus=2)
+    full, half = packed(spending, {0: 8.0}, {1: 4.0}).bins
+    assert spending.met(full) / 8.0 < spending.met(half) / 4.0
+
+
+def test_nothing_is_spent_where_nothing_gains():
+    spending = spending_of({"a": 0.1}, gpus=1)
+    start = packed(spending, {0: 0.1})
+    assert list(spend_spare_gpus(start, spending)) == [start]
