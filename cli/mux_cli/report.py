@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -18,33 +19,36 @@ from mux_core.costmodel.sources import Source
 from mux_core.errors import SpecError
 from mux_core.units import ModelName
 
-TOLD = {
+STANDS_ON = {
     Source.MEASURED: "were measured by muxserve profile",
     Source.FITTED: "are fitted to what muxserve profile measured of other models",
     Source.DATA_SHEET: "are computed from the model's shape and the GPU's data sheet",
     Source.SHIPPED: "are MuxServe's measurements on A100-80GB",
 }
-Sources = Mapping[ModelName, Source]
 WHOLE_GPUS = "spatial-replicas"
 """The strategy that shares nothing: whole GPUs per replica, as few as meet the demand."""
 
 
-def write_report(
-    args: argparse.Namespace,
-    workload: Workload,
-    scenario: Scenario,
-    document: Mapping[str, Any],
-    view: UnitView | None,
-    sources: Sources,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What there is to tell of a simulation. `sources`: what each LLM's step times stand on."""
+
+    document: Mapping[str, Any]
+    view: UnitView | None
+    scenario: Scenario
+    workload: Workload
+    sources: Mapping[ModelName, Source]
+
+
+def write_report(args: argparse.Namespace, told: Told) -> None:
     """Writes the page to `args.report`. Raises SpecError where it cannot be written."""
     page = report_page(
         Report(
-            document=document,
-            units=units_document(scenario.placement),
-            view=view,
-            whole_gpus=_whole_gpus(args, workload, document),
-            assumptions=_assumptions(scenario, document, sources),
+            document=told.document,
+            units=units_document(told.scenario.placement),
+            view=told.view,
+            whole_gpus=_whole_gpus(args, told),
+            assumptions=_assumptions(told),
             command=shlex.join(["muxserve", *sys.argv[1:]]),
             version=metadata.version("muxserve-operator"),
         )
@@ -52,30 +56,26 @@ def write_report(
     write_whole(args.report, page)
 
 
-def _whole_gpus(
-    args: argparse.Namespace, workload: Workload, document: Mapping[str, Any]
-) -> int | None:
+def _whole_gpus(args: argparse.Namespace, told: Told) -> int | None:
     """GPUs that the same demand takes unshared; None where that cannot be or is this plan."""
-    if document["strategy"] == WHOLE_GPUS:
+    if told.document["strategy"] == WHOLE_GPUS:
         return None
     alone = argparse.Namespace(**{**vars(args), "estimator": None, "switch": [], "gpus": None})
     try:
-        found = plan_for(alone, workload, strategy=WHOLE_GPUS).plan.prediction
+        found = plan_for(alone, told.workload, strategy=WHOLE_GPUS).plan.prediction
     except SpecError:
         return None
     return found.gpus_used if found.worst_ratio >= 1.0 else None
 
 
-def _assumptions(
-    scenario: Scenario, document: Mapping[str, Any], sources: Sources
-) -> Sequence[str]:
-    window = scenario.window
+def _assumptions(told: Told) -> Sequence[str]:
+    document, window = told.document, told.scenario.window
     found = [
         f"Figures are of {window.seconds:g} s after a warm-up of {window.warmup:g} s; the load "
         f"went on for {window.tail:g} s more so that the last requests could end. "
         f"{document['seeds']} independent run{'s' if document['seeds'] > 1 else ''}.",
-        *_requests(scenario),
-        *_times(sources),
+        *_requests(told.scenario),
+        *_times(told.sources),
         "How much steps slow each other down on one GPU is assumed, not measured.",
         f"Plans by strategy {document['strategy']}, requests scheduled by policy "
         f"{document['policy']}: the functions that the product runs, where it is ours.",
@@ -97,14 +97,14 @@ def _requests(scenario: Scenario) -> Sequence[str]:
     ]
 
 
-def _times(sources: Sources) -> Sequence[str]:
+def _times(sources: Mapping[ModelName, Source]) -> Sequence[str]:
     """Where step times come from, a sentence per kind."""
     by_kind: dict[Source, list[str]] = {}
     for model, source in sources.items():
         by_kind.setdefault(source, []).append(model)
     return [
         f"Step times of {'all models' if len(by_kind) == 1 else ', '.join(by_kind[source])} "
-        f"{TOLD[source]}."
+        f"{STANDS_ON[source]}."
         for source in Source
         if source in by_kind
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from mux_cli.output import output_argument, print_result
 from mux_cli.plan import with_costs
 from mux_cli.plan_plot import make_folder
-from mux_cli.report import Sources, write_report
+from mux_cli.report import Told, write_report
 from mux_cli.simulate_arguments import (
     Window,
     read_traffic,
@@ -21,7 +21,7 @@ from mux_cli.simulate_document import Measured, run_document
 from mux_cli.simulate_runs import Job, Scenario, run_all
 from mux_cli.simulate_systems import System, make_system, may_replan, replanned, system_arguments
 from mux_cli.simulate_table import print_run
-from mux_cli.simulate_views import SWEEP, UnitView, load_sweep, shown_unit, unit_view
+from mux_cli.simulate_views import SWEEP, load_sweep, shown_unit, unit_view
 from mux_cli.workload_file import Workload, read_workload
 from mux_core.errors import SpecError
 from mux_core.planners.strategies import STRATEGIES
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     traffic = read_traffic(args, workload, window)
     system = make_system(
         args, workload, strategy=args.strategy, policy=args.policy, traffic=traffic,
-        window=window, plan=args.plan,
+        window=window, plan=args.plan, check=args.check,
     )  # fmt: skip
     if may_replan(args):
         system = replanned(args, system, oracle=args.oracle)
@@ -88,8 +88,11 @@ def run(args: argparse.Namespace) -> int:
     document = run_document(measured, seconds=time.monotonic() - started, check=args.check)
     _refuse_unsteady(document, args.overload)
     if args.plot or args.report:
+        scenario = system.scenario
+        document["sweep"] = _sweep(args, scenario, workload)
         view = None if shown is None else unit_view(shown, measured.records[0])
-        _draw(args, document, view, system, workload, sources)
+        _draw(args, Told(document=document, view=view, scenario=scenario, workload=workload,
+                         sources=sources))  # fmt: skip
     print_result(document, args.output, print_run)
     return 0
 
@@ -105,25 +108,22 @@ def _check_outputs(args: argparse.Namespace) -> None:
         raise SpecError(f"--sweep {' '.join(map(str, args.sweep))}: factors on the rates, above 0")
 
 
-def _draw(
-    args: argparse.Namespace,
-    document: dict[str, Any],
-    view: UnitView | None,
-    system: System,
-    workload: Workload,
-    sources: Sources,
-) -> None:
-    """Pictures and the page; adds the sweep they need to the document."""
-    factors = SWEEP if args.sweep is None else args.sweep
-    bases = latency_bases(workload.llms, workload.nodes, workload.tables)
-    scenario = system.scenario
-    document["sweep"] = load_sweep(scenario, bases, factors, at_once=args.jobs)
+def _draw(args: argparse.Namespace, told: Told) -> None:
+    """Pictures and the page."""
     if args.plot:
         from mux_cli.simulate_plot import plot_run
 
-        plot_run(document, view, args.plot)
+        plot_run(told.document, told.view, args.plot)
     if args.report:
-        write_report(args, workload, scenario, document, view, sources)
+        write_report(args, told)
+
+
+def _sweep(
+    args: argparse.Namespace, scenario: Scenario, workload: Workload
+) -> list[dict[str, Any]]:
+    factors = SWEEP if args.sweep is None else args.sweep
+    bases = latency_bases(workload.llms, workload.nodes, workload.tables)
+    return load_sweep(scenario, bases, factors, at_once=args.jobs)
 
 
 def measure(

@@ -57,6 +57,7 @@ def make_system(
     traffic: Traffic,
     window: Window,
     plan: Path | None = None,
+    check: bool = False,
 ) -> System:
     """Plans, or reads the plan. Raises SpecError where it does not fit the workload."""
     notes: list[str] = []
@@ -79,7 +80,7 @@ def make_system(
         tables=workload.tables, traffic=traffic, window=window, policy=policy,
         switches=read_switches(args.policy_switch),
         kv=args.kv or ("planned" if strategy in PLANNED_KV else "estimated"),
-        check=bool(getattr(args, "check", False)),
+        check=check,
     )  # fmt: skip
     return System(strategy=strategy, scenario=scenario, notes=tuple(notes))
 
