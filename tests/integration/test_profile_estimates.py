@@ -13,7 +13,7 @@ from mux_core.placement import GpuGroup, GpuNode, KvQuota, Member, Placement, Sh
 from mux_core.planning import PlacementProblem
 from mux_core.simulator.lengths import LengthShape
 from mux_core.units import Bytes, ModelName, NodeName, Percent, UnitId
-from profile_builders import profile_set, shape
+from profile_builders import prefill_s, profile_set, shape
 
 WINDOW = Window(warmup=5, seconds=40, shape=LengthShape.FIXED)
 NODE = GpuNode(name=NodeName("n"), gpus=1, memory=Bytes(512 << 20), gpu="cpu")
@@ -22,10 +22,10 @@ SMALL = Share(prefill=Percent(50), decode=Percent(30))
 WHOLE = Share(prefill=Percent(100), decode=Percent(100))
 
 
-def stage(rates, *, share=HALF, layers=(4, 2, 4)):
+def stage(rates, *, share=HALF, layers=(4, 2, 4), prompt=32, output=48):
     llms = [
         Llm(name=ModelName(name), weight_bytes=Bytes(1 << 20), geometry=shape(layers=depth),
-            demand=Demand(rate=rate, prompt_tokens=32, output_tokens=48))
+            demand=Demand(rate=rate, prompt_tokens=prompt, output_tokens=output))
         for (name, rate), depth in zip(rates.items(), layers, strict=False)
     ]  # fmt: skip
     costs = choose_costs(llms, [NODE], ProfileCatalog((profile_set(),)), {})
@@ -78,6 +78,14 @@ def test_beyond_its_capacity_a_unit_is_said_to_be_full():
     load = capacity(found, WINDOW.shape)
     full = predicted(found, 1.3 * load, WINDOW.shape, (ModelName("a"), ModelName("b")))
     assert sum(f.served for f in full.values()) < 0.95 * sum(f.offered for f in full.values())
+
+
+def test_prompts_alone_can_fill_a_unit():
+    found = stage({"a": 1.0}, prompt=512, output=2)
+    most = capacity(found, WINDOW.shape)
+    assert most * (prefill_s(1, 512) + 6e-4) == pytest.approx(1, rel=0.05)
+    full = predicted(found, 2 * most, WINDOW.shape, (ModelName("a"),))[ModelName("a")]
+    assert full.served == pytest.approx(most, rel=0.1)
 
 
 def test_more_load_is_never_faster():

@@ -38,9 +38,11 @@ ROUNDS = 60
 STILL = 1e-4
 MOST_BATCH = 256
 """Requests a member decodes at once, at most; as the scheduler's limits."""
-EXACT_MEMBERS = 8
-"""Up to so many members, every set of active ones is looked at; beyond, only their mean number."""
+EXACT_MEMBERS = 5
+"""Up to so many members, every set of active ones is looked at; beyond, the likeliest alone."""
 TAIL = 0.01
+MOST_HELD = 0.98
+"""Prefills never take all of the time: decodes that they passed over get their turn."""
 
 Floats = NDArray[np.float64]
 
@@ -85,9 +87,10 @@ class _Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unit:
-    """What members share: servers, the part of them prefills hold, factors on steps."""
+    """What members share: servers, how many of them prefills can and do hold, factors on steps."""
 
     servers: int
+    prefillers: int
     prefilling: float
     factors: PairInterference
 
@@ -97,8 +100,8 @@ class TurnUnits:
     """Predicts a CPU unit from its members' measured (or fitted) steps.
 
     `kv` of an outcome is what the member's requests hold on average. `lengths` by model where more
-    than the means is known. `request_s`: what a request waits beyond
-    its prefill. `tables` are those that the LLMs name.
+    than the means is known. `request_s`: what a request waits beyond its prefill. `tables` are
+    those that the LLMs name.
     """
 
     tables: Mapping[str, StepTable]
@@ -142,7 +145,8 @@ class TurnUnits:
         servers = max(1, min(100 // narrowest, factors.cores or 100))
         for member in members:
             member.busy_step = float(member.steps[0])
-        unit = _Unit(servers=servers, prefilling=0.0, factors=factors)
+        unit = _Unit(servers=servers, prefillers=min(servers, len(members)), prefilling=0.0,
+                     factors=factors)  # fmt: skip
         for _ in range(ROUNDS):
             unit = replace(unit, prefilling=_prefilling(members, unit))
             moved = 0.0
@@ -158,14 +162,16 @@ class TurnUnits:
     def _outcome(self, member: _Member, members: Sequence[_Member], unit: _Unit) -> MemberOutcome:
         ask, output = member.ask, member.output
         done = float(member.chances[1:] @ (BATCH / member.waits))
+        # Its own prefill host, and the servers that all prefills share.
+        prefilling = max(ask.rate * member.prefill_s, unit.prefilling / unit.prefillers)
         served = min(ask.rate, done / output) if output else ask.rate
         wait, busy = _prefill_wait(member, members, unit)
         slower = _prefill_factor(members, unit)
         bases = [self.request_s + p * slower for p in member.prefills]
         decode_s = member.decoding / (ask.rate * output) if ask.rate and output else 0.0
         return MemberOutcome(
-            served=served, share=member.share, kv=Bytes(int(_held(member))),
-            utilisation=ask.rate * output * float(member.waits[-1]) / MOST_BATCH,
+            served=served / max(1.0, prefilling), share=member.share, kv=Bytes(int(_held(member))),
+            utilisation=max(prefilling, ask.rate * output * float(member.waits[-1]) / MOST_BATCH),
             ttft_mean_s=sum(bases) / len(bases) + wait,
             ttft_p99_s=_tail_of(bases, wait, busy),
             tpot_mean_s=decode_s or None,
@@ -208,13 +214,13 @@ def _prefilling(members: Sequence[_Member], unit: _Unit) -> float:
 
 
 def _held_servers(unit: _Unit) -> Iterator[tuple[int, float]]:
-    """(servers that prefills hold, chance), as of a queue with that many servers."""
-    offered = min(unit.prefilling, unit.servers - 1e-6)
+    """(servers that prefills hold, chance), as of a queue; a member has one prefill at a time."""
+    offered = min(unit.prefilling, MOST_HELD * unit.prefillers)
     weights = [1.0]
-    for k in range(1, unit.servers + 1):
+    for k in range(1, unit.prefillers + 1):
         weights.append(weights[-1] * offered / k)
     # All prefills that wait find every server held.
-    weights[-1] *= unit.servers / (unit.servers - offered)
+    weights[-1] *= unit.prefillers / (unit.prefillers - offered)
     total = sum(weights)
     yield from ((k, weight / total) for k, weight in enumerate(weights))
 
@@ -288,11 +294,13 @@ def _prefill_wait(member: _Member, members: Sequence[_Member], unit: _Unit) -> t
                 rest += likely * chance * sum(steps) / len(steps)
     # The first of so many steps that began at any moment ends, on average, so early.
     rest /= 1 + unit.servers
-    queue = held[unit.servers] * member.prefill_s / max(1e-6, unit.servers - unit.prefilling)
+    most = unit.prefillers
+    queue = held[most] * member.prefill_s / max(1 - MOST_HELD, most - unit.prefilling)
+    queue = queue if most == unit.servers else 0.0
     own = min(0.99, member.ask.rate * member.prefill_s)
     square = sum(p * p for p in member.prefills) / len(member.prefills)
     before = member.ask.rate * square / 2 / (1 - own)
-    busy = min(1.0, full + own + held[unit.servers])
+    busy = min(1.0, full + own + (held[most] if queue else 0.0))
     return rest + queue + before, busy
 
 
