@@ -33,7 +33,7 @@ MOST_LLMS = 48
 MET = 1e-6
 LOOKS = 8
 """Rounds in which real units are sought that pay, before the first proof."""
-PROOFS = 5
+PROOFS = 3
 """Rounds in which it is proved how little any unit pays beyond its GPUs."""
 SPLITS = 2
 """Times that a proof cuts the boxes that seem to pay most."""
@@ -248,17 +248,17 @@ class _Program:
             if not self._add_paying(patterns, duals, relaxed=False):
                 break
         best, centre = -np.inf, None
-        for _ in range(PROOFS):
+        for proof in range(PROOFS):
             duals = solve()
             trial = duals if centre is None else centre.mixed(duals, SMOOTHING)
-            price, patterns = self._priced(trial, splits=SPLITS)
+            price, patterns = self._priced(trial, splits=SPLITS + proof)
             found = bound(trial, price)
             if found > best:
                 best, centre = found, trial
             if enough(best, bound(duals, 1.0)) or price <= 1 + TOLERANCE:
                 break
-            self._add_paying(patterns, trial, relaxed=False)
-            self._add_paying(patterns, trial, relaxed=True)
+            if not self._add_paying(patterns, trial, relaxed=False):
+                self._add_paying(patterns, trial, relaxed=True)
         return float(best)
 
     def _add_paying(self, patterns: list[Pattern], duals: _Duals, *, relaxed: bool) -> int:

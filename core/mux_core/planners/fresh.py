@@ -11,8 +11,9 @@ from random import Random
 
 from mux_core.planners.capacity import Capacity
 from mux_core.planners.packing import Bin, Item, Oracle
-from mux_core.planners.scarcity import Ladder, Service, service_of
+from mux_core.planners.scarcity import CLIMBS, Ladder, Service, service_of
 from mux_core.planners.search import Budget, Goal, Inserter, Packing, PackingSearch
+from mux_core.planners.whole_groups import whole_group_packing
 
 SEED = 20_240_402
 HOPELESS = 0.05
@@ -50,6 +51,22 @@ class Fresh:
             if shown is None or self._service(packing) > self._service(shown):
                 shown = packing
             yield shown
+        if shown is not None:
+            yield from self._ahead_of_whole_groups(shown)
+
+    def _ahead_of_whole_groups(self, shown: Packing) -> Iterator[Packing]:
+        """On large clusters, what is behind whole groups per replica in a figure gives way.
+
+        On small ones the climbs alone decide, so that one more GPU never lowers their worth.
+        """
+        held = any(item.llm.priority or not item.llm.movable or item.llm.min_replicas > 1
+                   for item in self.items)  # fmt: skip
+        if held or self.capacity.limit <= CLIMBS:
+            return
+        whole = whole_group_packing(Inserter(self.oracle, self.capacity), list(self.items))
+        if whole is None or self._service(shown).is_ahead_of(self._service(whole)):
+            return
+        yield from self._ladder(self.capacity).ahead_of(whole)
 
     def floors(self) -> Iterator[tuple[float, Packing]]:
         """(floor on the worst ratio, the packing it leads to), the highest first."""

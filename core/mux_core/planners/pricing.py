@@ -8,6 +8,7 @@ might still be worth more than its GPUs are split and priced again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,29 +25,28 @@ from mux_core.planners.relaxation import (
     choices,
     first_boxes,
     merged,
-    widths,
 )
 
 UNITS = 100 // PERCENT_UNIT
 QUANTA = (2000, 400, 100)
 """Parts into which memory of weights is rounded down, as fine as the states stay few."""
 FEW_STATES = 20
-"""Below, a box costs so little that it is cut four times as often."""
+"""Below, a box costs so little that it is cut twice as often."""
 MOST_STATES = 160
 SINGLE = 1e-5
 """Beyond what sums of single precision lose."""
-SPLIT_WORK = 2_000
+SPLIT_WORK = 1_000
 """Boxes cut at a time, times sums of weights."""
-MOST_BOXES = 2_400
+MOST_BOXES = 1_500
 PATTERNS = 40
 Multipliers = tuple[float, float, float]
 """Prices of KV and of a box's two figures, per GPU."""
 COARSE: Sequence[Multipliers] = ((0.15, 0.1, 0), (0.5, 0.1, 0.1), (0.15, 0.5, 0.2), (0.9, 0.3, 0))
 FINE: Sequence[Multipliers] = tuple(
     (kv, first, second)
-    for kv in (0.0, 0.08, 0.2, 0.35, 0.55, 0.85, 1.2)
-    for first in (0.0, 0.12, 0.35, 0.75)
-    for second in (0.0, 0.25)
+    for kv in (0.0, 0.06, 0.14, 0.25, 0.4, 0.6, 0.85, 1.2)
+    for first in (0.0, 0.1, 0.4)
+    for second in (0.0, 0.15)
 )
 NEAR = (
     ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
@@ -180,7 +180,8 @@ class KindPricing:
         """
         gpus = self.kind.gpus
         self._value(self.boxes, prices, [gpus * np.array([each]) for each in COARSE])
-        for _ in range(splits * (4 if len(self._sums) < FEW_STATES else 1)):
+        cheap = 2 if len(self._sums) < FEW_STATES else 1
+        for _ in range(splits * cheap):
             top = self._top(self.boxes, enough)
             fine = self.boxes.part(top)
             self._value(fine, prices, [gpus * np.array([each]) for each in self._fine()])
@@ -188,11 +189,10 @@ class KindPricing:
             self.boxes.states[top] = fine.states
             self.boxes.multipliers[top] = fine.multipliers
             left = np.flatnonzero(fine.values > enough)
-            if not len(left) or len(self.boxes) + len(left) > MOST_BOXES:
+            if not len(left) or len(self.boxes) + 3 * len(left) > MOST_BOXES * cheap:
                 break
-            cut = fine.limits[left]
-            children = self._made(_halves(cut, widths(self.estimator, cut)))
-            near = np.repeat(fine.multipliers[left], 2, axis=0)
+            children = self._made(_quarters(fine.limits[left]))
+            near = np.repeat(fine.multipliers[left], 4, axis=0)
             self._value(children, prices, [near * turn + gpus * np.array(step)
                                            for turn, step in NEAR])  # fmt: skip
             rest = self.boxes.part(np.setdiff1d(np.arange(len(self.boxes)), top[left]))
@@ -310,14 +310,13 @@ def _worth(option: Choices, prices: Prices, index: int, multipliers: Array) -> A
     )
 
 
-def _halves(boxes: Array, effects: Array) -> Array:
-    """Each box cut across its interval of more effect; a wide one in its geometric middle."""
+def _quarters(boxes: Array) -> Array:
+    """Each box cut across both intervals; a wide one in its geometric middle."""
     found = []
-    for box, (first, second) in zip(boxes, effects, strict=True):
-        at = 0 if first > second else 2
-        low, high = float(box[at]), float(box[at + 1])
-        middle = (low * high) ** 0.5 if low > 0 and high > 2 * low else (low + high) / 2
-        lower, upper = box.copy(), box.copy()
-        lower[at + 1] = upper[at] = middle
-        found += [lower, upper]
+    for box in boxes:
+        cuts = []
+        for low, high in (box[:2], box[2:]):
+            middle = (low * high) ** 0.5 if low > 0 and high > 2 * low else (low + high) / 2
+            cuts.append(((low, middle), (middle, high)))
+        found += [(*one, *other) for one, other in product(*cuts)]
     return np.array(found)

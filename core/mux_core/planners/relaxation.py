@@ -31,8 +31,6 @@ Whole = NDArray[np.intp]
 PERCENT_UNIT = 10
 RATES = 48
 """Rates of a member that estimator `default` is asked for, evenly up to the highest."""
-SHORTEST_S = 4.0
-"""About what an answer takes at least: below, intervals of seconds make no difference."""
 FEWEST_BATCH = 0.01
 BATCHES = 240
 HARDLY = 0.002
@@ -123,12 +121,6 @@ def first_boxes(estimator: UnitEstimator) -> Array:
 
 
 @singledispatch
-def widths(estimator: UnitEstimator, boxes: Array) -> Array:
-    """[B, 2]: how much each interval of a box may change a rate, about, as a part of it."""
-    raise NotImplementedError(f"no relaxation of estimator {estimator.name}")
-
-
-@singledispatch
 def choices(
     estimator: UnitEstimator, kind: GroupKind, llm: Llm, rate: float, boxes: Array
 ) -> list[Choices]:
@@ -141,13 +133,6 @@ def _(estimator: ReferenceUnits) -> Array:
     prefills = [0.0, 0.4, 0.8, 1.4, 2.2, 3.5, 6.0, 60.0]
     held = [4.0 * 1.3**step for step in range(24)]
     return _grid(prefills, [0.0, *held, 1e9])
-
-
-@widths.register
-def _(estimator: ReferenceUnits, boxes: Array) -> Array:
-    low = np.maximum(boxes[:, 2], SHORTEST_S)
-    prefill = np.minimum(boxes[:, 1], boxes[:, 3]) - boxes[:, 0]
-    return np.stack([prefill / (low + boxes[:, 0]), np.log(boxes[:, 3] / low)], axis=1)
 
 
 @choices.register
@@ -206,11 +191,6 @@ def _(estimator: QueueingUnits) -> Array:
     most = estimator.headroom
     return _grid([most * part for part in (0, 0.2, 0.4, 0.6, 0.8, 1)],
                  [1.0, 1.02, 1.06, 1.12, 1.2, 1.35, 1.6, 2.0, 3.0, 10.0])  # fmt: skip
-
-
-@widths.register
-def _(estimator: QueueingUnits, boxes: Array) -> Array:
-    return np.stack([0.5 * (boxes[:, 1] - boxes[:, 0]), np.log(boxes[:, 3] / boxes[:, 2])], axis=1)
 
 
 @choices.register

@@ -33,6 +33,7 @@ MOST_IMPROVED = 200
 POLISHED = 4
 """GPUs beyond a floor's own up to which each of them is followed by `STEPS` improving steps."""
 STEPS = 10
+MOST_STEPS = 120
 CLIMBS = 32
 """Largest number of strides of a climb: above so many GPUs they are taken several at a time."""
 REACHES = (1.0, 1.05, 1.25)
@@ -54,6 +55,10 @@ class Service:
     worth: float = field(init=False)
     goodput: float
     worst: float
+
+    def is_ahead_of(self, other: "Service") -> bool:
+        """No less in either figure."""
+        return self.goodput >= other.goodput and self.worst >= other.worst
 
     @property
     def all_met(self) -> bool:
@@ -119,6 +124,11 @@ class Ladder:
                     best, got = packing, self._service(packing)
                 yield best
 
+    def ahead_of(self, whole: Packing) -> Iterator[Packing]:
+        """Better and better packings that serve no less than `whole` in either figure."""
+        search = self._search(self.inserter, 1.0)
+        yield from self._polished(whole, search, 1.0, self._service(whole))
+
     def floors(self) -> Iterator[tuple[float, Packing]]:
         """(floor, where its climb ends), the highest floor first."""
         for floor, above, start in self._starts():
@@ -173,14 +183,18 @@ class Ladder:
                     yield None
         yield packing
 
-    def _polished(self, best: Packing, search: PackingSearch, above: float) -> Iterator[Packing]:
+    def _polished(
+        self, best: Packing, search: PackingSearch, above: float, least: Service | None = None
+    ) -> Iterator[Packing]:
         rank = self._rank(best)
-        for step in range(STEPS):
+        for step in range(STEPS if least is None else MOST_STEPS):
             floor = min(1.0, rank[0].worst * REACHES[step % len(REACHES)])
             targets = tuple(floor * item.rate for item in self.items)
             search.goal = replace(search.goal, targets=targets, floor=floor)
             found = search.attempt(best, self.pinned, step)
             reached = self._rank(found)
+            if least is not None and not reached[0].is_ahead_of(least):
+                continue
             if reached >= rank and reached[0].worst <= above + EPSILON:
                 best, rank = found, reached
             yield best
