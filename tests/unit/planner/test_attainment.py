@@ -1,9 +1,11 @@
 """Steps of the attainment objective, on packings made by hand."""
 
+from dataclasses import replace
+
 from mux_core.estimator.queueing import QueueingUnits
-from mux_core.estimator.unit import GroupKind
+from mux_core.estimator.unit import Ask, GroupKind
 from mux_core.llm import Slo
-from mux_core.planners.attainment import Spending, spend_spare_gpus
+from mux_core.planners.attainment import Spending, nearness, spend_spare_gpus
 from mux_core.planners.capacity import capacity_of
 from mux_core.planners.packing import Oracle
 from mux_core.planners.search import Inserter, Packing
@@ -56,9 +58,11 @@ def test_a_spare_gpu_goes_to_who_misses_most():
 
 
 def test_a_group_on_the_edge_counts_less_than_one_with_room():
-    spending = spending_of({"a": 8.0, "b": 4.0}, gpus=2)
-    full, half = packed(spending, {0: 8.0}, {1: 4.0}).bins
-    assert spending.met(full) / 8.0 < spending.met(half) / 4.0
+    spending = spending_of({"a": 1.0}, gpus=1)
+    llm = spending.inserter.oracle.items[0].llm
+    (found,) = spending.inserter.oracle.estimator.outcome(ONE, [Ask(llm=llm, rate=1.0)]).members
+    scores = [nearness(TIGHT, replace(found, utilisation=use), 20.0) for use in (0.5, 0.9, 1.0)]
+    assert scores[0] > 1.1 * scores[1] > scores[2] == 0
 
 
 def test_nothing_is_spent_where_nothing_gains():
