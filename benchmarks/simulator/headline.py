@@ -24,7 +24,7 @@ SCALE = 1.25
 SLO = 8
 SHARE = 0.99
 CLOSE = 1.05
-BASELINES = ("spatial", "spatial-replicas")
+BASELINES = ("muxserve", "muxserve-fixed", "spatial", "spatial-replicas")
 GOODPUT_BAR, RATE_BAR = 1.8, 2.9
 
 

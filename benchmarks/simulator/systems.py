@@ -30,13 +30,10 @@ from mux_core.units import Bytes, Percent, UnitId
 
 OURS = "ours"
 ATTAINMENT = "ours-attainment"
-PUBLISHED = ("muxserve", "spatial", "temporal")
 SEARCH_STEPS = 100_000
 PLANNED_SCALE = 2.0
 """SLO scale that `ours-attainment` plans for: the tightest that is compared."""
 
-TAKING_TURNS = Share(prefill=Percent(100), decode=Percent(90))
-"""Shares of MuxServe's whole-GPU and temporal baselines: no two steps ever overlap."""
 WHOLE = Share(prefill=Percent(100), decode=Percent(100))
 SPATIAL_GPUS = {"llama-7b": 1, "llama-13b": 1, "llama-30b": 4, "llama-65b": 8}
 SPATIAL_GPUS_CHAT = {"llama-7b": 1, "llama-13b": 2, "llama-30b": 2, "llama-65b": 4}
@@ -68,9 +65,6 @@ def make_system(name: str, llms: Sequence[Llm], *, gpus: int | None = None) -> S
             return _planned(name, llms, "muxserve-released", "adbs-released", kv=planned_kv)
         case "muxserve-fixed":
             return _planned(name, llms, "muxserve-fixed", "adbs-fixed", kv=planned_kv)
-        case "temporal":
-            found = _planned(name, llms, "muxserve-released", "fcfs", kv=planned_kv)
-            return replace(found, placement=with_share(found.placement, TAKING_TURNS))
         case "spatial":
             spread = [replace(llm, spatial_gpus=_spatial_gpus(llm, chat)) for llm in llms]
             fractions = SPATIAL_KV_CHAT if chat else SPATIAL_KV
