@@ -95,7 +95,7 @@ def test_it_adds_fits_and_is_the_same_when_asked_again(steps: list[PlacementProb
         current = plan.proposed
 
 
-@QUICK
+@settings(QUICK, max_examples=50)
 @given(steps=problems())
 def test_who_has_no_place_is_told_why_and_could_have_had_none(
     steps: list[PlacementProblem],
