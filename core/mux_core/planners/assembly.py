@@ -164,9 +164,7 @@ def _unit(
     return Unit(id=unit_id, group=group, members=ordered)
 
 
-def _quotas(
-    draft: Draft, parts: Sequence[Bytes], had: Mapping[ModelName, Bytes]
-) -> list[KvQuota]:
+def _quotas(draft: Draft, parts: Sequence[Bytes], had: Mapping[ModelName, Bytes]) -> list[KvQuota]:
     """Floor and half of each part beyond it are guaranteed; whoever needs it borrows the rest.
 
     A guarantee is what nobody else can ever hold, so it also bounds the others' longest request. A
