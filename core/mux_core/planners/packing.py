@@ -19,7 +19,7 @@ LEAST_RATE = 1e-3
 """Requests/s assumed for an LLM without demand, so that it still gets a place and some KV."""
 ROOM_PRECISION = 1 / 64
 EDGE = 1e-5
-LEAST_ROOM = 1 / 32
+LEAST_ROOM = 1 / 64
 """Rooms below this part of what a group carries of an LLM alone are only found whole."""
 LOAD_CEILING = 1.6
 """Bins are never fuller (in solo rates): in no profile do shares pay that well."""

@@ -32,7 +32,7 @@ MOST_IMPROVED = 200
 """Items up to which that is done."""
 POLISHED = 4
 """GPUs beyond a floor's own up to which each of them is followed by `STEPS` improving steps."""
-STEPS = 10
+STEPS = 8
 MOST_STEPS = 120
 CLIMBS = 32
 """Largest number of strides of a climb: above so many GPUs they are taken several at a time."""
