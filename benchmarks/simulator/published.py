@@ -18,7 +18,13 @@ from runs import run_arrivals, window_arguments
 from systems import System, make_system, nodes, published, share_of
 
 from mux_core.data import read_text
-from mux_core.estimator.muxserve import MuxServeEstimator, Tenant, reference_model
+from mux_core.estimator.muxserve import (
+    ACTIVATION_GB,
+    GPU_GB,
+    MuxServeEstimator,
+    Tenant,
+    reference_model,
+)
 from mux_core.estimator.unit import GroupKind
 from mux_core.llm import Llm
 from mux_core.placement import GpuGroup, KvQuota, Member, Placement, Share, Unit
@@ -77,23 +83,26 @@ def groups_of(stored: dict[str, object], llms: Sequence[Llm], system: str) -> li
         ]
     units = stored["units"]
     assert isinstance(units, list)
+    weights = sum(reference_model(llm.profile or "").weights_gb for llm in llms)
+    occupied = (weights + ACTIVATION_GB * len(llms)) / (GPU_GB * sum(n.gpus for n in nodes()))
     return [
         Group(
             gpus=unit["gpus"],
-            shares={llms[i].name: _share(llms[i], unit["gpus"], system) for i in unit["llms"]},
+            shares={
+                llms[i].name: _share(llms[i], unit["gpus"], system, occupied) for i in unit["llms"]
+            },
         )
         for unit in units
     ]
 
 
-def _share(llm: Llm, gpus: int, system: str) -> Share:
-    """What its planner writes for this LLM on that many GPUs."""
+def _share(llm: Llm, gpus: int, system: str, occupied: float) -> Share:
+    """What its planner writes for this LLM on that many GPUs; `occupied`: part of all memory."""
     if system == "temporal":
         return share_of(100, 90)
     model = reference_model(llm.profile or "")
     tenant = Tenant(name=llm.name, model=model, rate=llm.demand.rate)
-    # All memory that 16 to 19 LLMs on 32 GPUs occupy, as in its candidates.
-    decode = MuxServeEstimator().candidate(tenant, gpus, 0.2 * 80 * gpus).percent
+    decode = MuxServeEstimator().candidate(tenant, gpus, occupied * GPU_GB * gpus).percent
     return share_of(PREFILL_PERCENT.get(model.rate_scale, 100), decode)
 
 
