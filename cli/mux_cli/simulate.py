@@ -139,7 +139,7 @@ def measure(
     found = []
     for index, system in enumerate(systems):
         window = system.scenario.window
-        kept = _measurable(records[index :: len(systems)], window)
+        kept = measurable(records[index :: len(systems)], window)
         found.append(
             Measured(
                 strategy=system.strategy, policy=system.scenario.policy, window=window,
@@ -151,7 +151,7 @@ def measure(
     return found
 
 
-def _measurable(records: list[RunRecord | None], window: Window) -> list[RunRecord]:
+def measurable(records: list[RunRecord | None], window: Window) -> list[RunRecord]:
     """Runs that came to the window; at least one, or what was interrupted ends here."""
     kept = [r for r in records if r is not None and r.until > window.warmup]
     if not kept:
