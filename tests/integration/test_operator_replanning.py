@@ -13,7 +13,7 @@ from load import run_load
 from mux_cli.tiny_models import write_demo
 from operator_builders import llm_manifest
 from operator_cluster import Installed, install_crds, installed
-from replanning_story import BUSY, LOAD_S, MODELS, SLOTS, asks, check, check_plan, llm_spec
+from replanning_story import BUSY, LOAD_S, MODELS, SLOTS, asks, check, check_plans, llm_spec
 
 pytestmark = [pytest.mark.cluster, pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -73,8 +73,7 @@ async def test_a_tenfold_load_is_followed_live_and_what_it_started_stays(
     assert {place["unit"] for place in after.values()} == {before[BUSY]["unit"]}
     assert after[BUSY]["compute"]["decode"] > before[BUSY]["compute"]["decode"]
     assert int(after[BUSY]["kv"]) > int(before[BUSY]["kv"])
-    for plan in plans(stack):
-        check_plan(plan)
+    check_plans(plans(stack))
     assert plans(stack)[-1]["metadata"]["name"] == stack.kubectl.get(
         "gpupool", "default")["status"]["activePlan"]  # fmt: skip
 

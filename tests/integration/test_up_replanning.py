@@ -11,7 +11,7 @@ import yaml
 
 from load import run_load
 from mux_cli.tiny_models import write_demo
-from replanning_story import BUSY, LOAD_S, MODELS, SLOTS, asks, check, check_plan, llm_spec
+from replanning_story import BUSY, LOAD_S, MODELS, SLOTS, asks, check, check_plans, llm_spec
 from up_server import UpServer, up_on, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -75,8 +75,7 @@ async def test_a_tenfold_load_is_followed_live_and_what_it_started_stays(
     assert after[BUSY]["decode_percent"] > before[BUSY]["decode_percent"]
     assert after[BUSY]["kv_bytes"] > before[BUSY]["kv_bytes"]
     assert sum(place["kv_bytes"] for place in after.values()) < 256 << 20
-    for plan in plans(server):
-        check_plan(plan)
+    check_plans(plans(server))
 
     await asyncio.sleep(6)  # a look later the load has been gone for a while, and nothing went
     assert len(places(server, BUSY)) == 2
