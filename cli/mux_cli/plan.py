@@ -321,7 +321,7 @@ def _bounded(plan: Plan, problem: PlacementProblem, costs: UnitEstimator) -> Pla
         teller.cancel()
     if not memory_only(problem):
         return plan
-    why = f"bound by memory alone: on CPUs, and for more than {MOST_LLMS} models"
+    why = f"bound by memory alone: {len(problem.llms)} models, the program takes {MOST_LLMS}"
     return replace(plan, notes=(*plan.notes, why))
 
 

@@ -40,7 +40,7 @@ two steps on halves beat one after the other (`benchmarks/bench_up_vs_separate.p
 
 
 @dataclass(slots=True, kw_only=True)
-class MemberCosts:
+class _Costs:
     """What one LLM costs on one kind of group, whatever its rate and share."""
 
     llm: Llm
@@ -74,12 +74,20 @@ class _State:
     """One member while the fixed point is sought."""
 
     ask: Ask
-    costs: MemberCosts
+    costs: _Costs
     percent: int
     curve: StepCurve
     batch: float = 0.0
     step_s: float = 0.0
     alone_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """What one member takes of a unit of its own: KV bytes and its prefills' share of time."""
+
+    kv_bytes: float
+    prefill_busy: float
 
 
 @dataclass(slots=True)
@@ -93,7 +101,7 @@ class QueueingUnits:
     tables: Mapping[str, StepTable] = field(default_factory=dict)
     name: str = "default"
     _profiles: dict[tuple[Hashable, str], Profile] = field(default_factory=dict)
-    _known: dict[tuple[int, GroupKind], MemberCosts] = field(default_factory=dict)
+    _known: dict[tuple[int, GroupKind], _Costs] = field(default_factory=dict)
 
     def sizes(self, llm: Llm, kinds: Sequence[GroupKind]) -> tuple[GroupKind, ...]:
         """Degrees the profile knows and the weights fit, smallest first."""
@@ -161,12 +169,20 @@ class QueueingUnits:
         judged = self.enforce_slo and any(state.ask.llm.slo is not None for state in states)
         return not judged or self._judge(kind, states).fits
 
+    def member_alone(self, kind: GroupKind, llm: Llm, rate: float, percent: int) -> Alone | None:
+        """Its use of the unit at a rate and share; None where that is refused."""
+        state = self._state(kind, Ask(llm=llm, rate=rate), percent)
+        if not self._stays_within(kind, [state]):
+            return None
+        busy = rate * state.costs.prefill_s
+        return Alone(kv_bytes=state.batch * state.costs.sequence_bytes, prefill_busy=busy)
+
     def _divisions(self, kind: GroupKind, asks: Sequence[Ask]) -> list[list[int]]:
         """Decode shares to try: by decode work, then equal ones; each within the LLM's bounds."""
         if len(asks) == 1:
             return [self._divide(kind, asks, [1.0])]
         work = [
-            ask.rate * ask.llm.demand.output_tokens * self.costs(kind, ask.llm).curve(100).at(1.0)
+            ask.rate * ask.llm.demand.output_tokens * self._costs(kind, ask.llm).curve(100).at(1.0)
             for ask in asks
         ]
         by_work = self._divide(kind, asks, work)
@@ -194,11 +210,10 @@ class QueueingUnits:
         return parts
 
     def _state(self, kind: GroupKind, ask: Ask, percent: int) -> _State:
-        costs = self.costs(kind, ask.llm)
+        costs = self._costs(kind, ask.llm)
         return _State(ask, costs, percent, costs.curve(percent))
 
-    def costs(self, kind: GroupKind, llm: Llm) -> MemberCosts:
-        """What one member costs on a group; remembered."""
+    def _costs(self, kind: GroupKind, llm: Llm) -> _Costs:
         known = self._known.get((id(llm), kind))
         if known is None or known.llm is not llm:
             if len(self._known) > MOST_KNOWN:
@@ -206,14 +221,14 @@ class QueueingUnits:
             known = self._known[id(llm), kind] = self._costs_of(kind, llm)
         return known
 
-    def _costs_of(self, kind: GroupKind, llm: Llm) -> MemberCosts:
+    def _costs_of(self, kind: GroupKind, llm: Llm) -> _Costs:
         demand = llm.demand
         profile = self._profile(llm, kind.gpu)
         few = 4.0
         prefill = profile.prefill_s(
             tensor=kind.gpus, percent=100, batch=few, tokens=demand.prompt_tokens
         )
-        return MemberCosts(
+        return _Costs(
             llm=llm,
             profile=profile,
             tensor=kind.gpus,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from mux_core.planners.capacity import Capacity
-from mux_core.planners.packing import Bin, Item, Oracle
+from mux_core.planners.packing import Item, Oracle
 from mux_core.planners.scarcity import CLIMBS, Ladder, Service, service_of
 from mux_core.planners.search import Budget, Goal, Inserter, Packing, PackingSearch
 from mux_core.planners.whole_groups import whole_group_packing
@@ -112,17 +112,3 @@ class Fresh:
         if steps is None:
             steps = 200 + 6 * min(len(self.items), MOST_ORDERS)
         return Budget(steps, 20_000 + 50 * len(self.items))
-
-
-def tried_bins(inserter: Inserter, rates: Sequence[float], steps: int) -> Iterator[Bin]:
-    """Every bin of the packings that a search for these rates goes through, taken or not."""
-    items = inserter.oracle.items
-    goal = Goal(rates=tuple(rates), priorities=(0,) * len(items), targets=tuple(rates))
-    search = PackingSearch(inserter, items, goal, Random(SEED))
-    best = search.construct()
-    yield from best.bins
-    for step in range(steps if best.bins else 0):
-        found = search.attempt(best, frozenset(), step)
-        yield from found.bins
-        if goal.cost(found) <= goal.cost(best):
-            best = found

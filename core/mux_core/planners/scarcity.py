@@ -152,7 +152,7 @@ class Ladder:
         """`floor` of every demand on as few GPUs as that takes; the rest is unserved."""
         packing = self.base.copy()
         if floor > 0:
-            roomy = Inserter(self.inserter.oracle, multiplied(self.inserter.capacity))
+            roomy = Inserter(self.inserter.oracle, _multiplied(self.inserter.capacity))
             search = self._search(roomy, floor)
             packing = search.construct(1, packing)
             if len(self.items) <= MOST_IMPROVED:
@@ -227,7 +227,7 @@ def _strides(first: int, last: int) -> Iterator[int]:
     yield last
 
 
-def multiplied(capacity: Capacity) -> Capacity:
+def _multiplied(capacity: Capacity) -> Capacity:
     """As many such clusters as anything here takes."""
     places = {kind: count * 1_000 for kind, count in capacity.places.items()}
     return replace(capacity, places=places, limit=1_000 * max(1, capacity.limit))
