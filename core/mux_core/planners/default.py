@@ -28,7 +28,14 @@ from mux_core.planners.keeping import kept_packing, pinned_packing
 from mux_core.planners.moves import steps_between
 from mux_core.planners.packing import Bin, Item, Oracle
 from mux_core.planners.scarcity import service_of
-from mux_core.planners.search import Goal, Inserter, Packing, PackingSearch, empty_packing
+from mux_core.planners.search import (
+    Goal,
+    Inserter,
+    Packing,
+    PackingSearch,
+    empty_packing,
+    replicas_of,
+)
 from mux_core.planning import (
     Objective,
     PlacementProblem,
@@ -221,8 +228,11 @@ class _Run:
         return sum(1 for s in steps if s.disruptive and s.kind is not StepKind.RESIZE_SHARE)
 
     def _attaining(self) -> Iterator[Packing]:
-        """Best attainment on the GPUs allowed, from shared and from unshared beginnings."""
-        best: Packing | None = None
+        """Best attainment on the GPUs allowed, from shared and from unshared beginnings.
+
+        A place for every LLM comes before all attainment.
+        """
+        best: tuple[int, float] | None = None
         spending = Spending(self._inserter())
         alone = Oracle(self.oracle.estimator, replace(self.problem.policy, allow_sharing=False))
         for item in self.items:
@@ -230,9 +240,11 @@ class _Run:
         starts = [self._last(self.fresh().packings()), self._unshared(alone)]
         for start in starts:
             for packing in spend_spare_gpus(start, spending):
-                if best is None or spending.attained(packing) > spending.attained(best) + 1e-9:
-                    best = packing
-                    yield best
+                placed = sum(replicas_of(packing, item) > 0 for item in self.items)
+                worth = placed, spending.attained(packing)
+                if best is None or worth > (best[0], best[1] + 1e-9):
+                    best = worth
+                    yield packing
 
     def _unshared(self, alone: Oracle) -> Packing:
         rates = tuple(item.rate for item in self.items)
