@@ -19,12 +19,12 @@ from mux_core.llm import Llm
 from mux_core.units import GIB
 
 SM_UNIT = 10
-GRID = 1.5
+GRID = 1.25
 """Ratio between neighbouring batches or rates of the options."""
-PREFILL_GRID = 2.0
+PREFILL_GRID = 1.5
 PREFILL_RANGE = (0.05, 40.0)
 """Seconds of prefill per cycle of a unit; below and above, one interval each."""
-RATES = 12
+RATES = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
