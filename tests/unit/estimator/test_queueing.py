@@ -104,7 +104,7 @@ def test_the_quick_answer_and_the_full_one_agree(estimator):
     assert seen == {True, False}
 
 
-@pytest.mark.parametrize("order", permutations(range(3)))
+@pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_the_order_of_members_decides_nothing(order):
     """What an equal division leaves over goes to one of them, the same one however one asks."""
     asks = [
