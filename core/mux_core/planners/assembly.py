@@ -167,8 +167,9 @@ def _unit(
 def _quotas(draft: Draft, parts: Sequence[Bytes], had: Mapping[ModelName, Bytes]) -> list[KvQuota]:
     """Floor and half of each part beyond it are guaranteed; whoever needs it borrows the rest.
 
-    A guarantee is what nobody else can ever hold, so it also bounds the others' longest request. A
-    floor raised beyond what the unit has stays what it `had`.
+    Who asks for a guarantee gets that one, and nobody gets more than its limit: what is guaranteed
+    no other can ever hold, so it also bounds the others' longest request. A floor raised beyond
+    what the unit has stays what it `had`.
     """
     size = draft.kind.gpus
     weights = sum(weight_floor(ask.llm, tensor=size) for ask in draft.asks) * size
@@ -179,11 +180,18 @@ def _quotas(draft: Draft, parts: Sequence[Bytes], had: Mapping[ModelName, Bytes]
                   for floor, ask in zip(floors, draft.asks, strict=True)]  # fmt: skip
         parts = [Bytes(floor) for floor in floors]
     kept = [
-        max(floor, _whole((floor + part) / 2, size * UNIT_BYTES))
-        for floor, part in zip(floors, parts, strict=True)
+        floor if ask.llm.sharing.kv_request else _half_more(ask.llm, floor, part, size * UNIT_BYTES)
+        for ask, floor, part in zip(draft.asks, floors, parts, strict=True)
     ]
     spare = _whole(max(0, room - sum(kept)), size * UNIT_BYTES)
     return [_quota(ask.llm, held, spare) for ask, held in zip(draft.asks, kept, strict=True)]
+
+
+def _half_more(llm: Llm, floor: int, part: Bytes, whole: int) -> int:
+    most = (floor + part) / 2
+    if llm.sharing.kv_limit is not None:
+        most = min(most, llm.sharing.kv_limit)
+    return max(floor, _whole(most, whole))
 
 
 def _whole(size: float, part: int) -> int:

@@ -22,3 +22,17 @@ def test_a_request_that_does_not_fit_any_more_is_said_while_the_model_serves_on(
     world.edit("a", sharing=SharingPolicy(kv_request=Bytes(64 * MIB)))
     world.settle()
     assert world.condition("a", C.PLACED).message == ""
+
+
+def test_what_is_asked_is_guaranteed_and_the_limit_holds() -> None:
+    world = settled(an_llm("a"), an_llm("b"))
+    world.edit("a", sharing=SharingPolicy(kv_request=Bytes(64 * MIB), kv_limit=Bytes(128 * MIB)))
+    world.edit("b", sharing=SharingPolicy(kv_limit=Bytes(96 * MIB)))
+    world.settle()
+
+    (unit,) = world.records.values()
+    a, b = unit.spec.member("a"), unit.spec.member("b")
+    assert a is not None
+    assert b is not None
+    assert (a.kv_guaranteed_bytes, a.kv_limit_bytes) == (64 * MIB, 128 * MIB)
+    assert b.kv_guaranteed_bytes <= b.kv_limit_bytes == 96 * MIB
