@@ -7,6 +7,7 @@ import numpy as np
 
 from mux_cli.validate_figures import Figures, figures_of, predicted_figures
 from mux_cli.validate_models import Stage
+from mux_cli.validate_unit import SAMPLE_S
 from mux_core.estimator.memory import fixed_bytes, room_bytes
 from mux_core.estimator.turns import Lengths, TurnUnits
 from mux_core.simulator.adbs_policy import adbs
@@ -62,7 +63,7 @@ def simulated(
     record = simulate(stage.problem, stage.placement, asked, adbs, Settings(
         seconds=max(arrival.at for arrival in asked) + 1 if asked else end, warmup=0.0,
         interference=stage.interference, tables=stage.costs.tables,
-        unit_bytes=stage.unit_bytes))  # fmt: skip
+        unit_bytes=stage.unit_bytes, sample_s=SAMPLE_S))  # fmt: skip
     held = {member.model: member.kv_samples for member in record.members}
     return {
         model: figures_of(_later(log, stage), begin=begin, end=end,

@@ -23,7 +23,8 @@ from mux_core.units import ModelName
 from mux_core.unitspec import UnitSpec, from_json
 
 READY_S: Final = 300.0
-SAMPLE_S: Final = 1.0
+SAMPLE_S: Final = 0.25
+"""Between two looks at the KV in use, on the unit and in the simulator."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,7 @@ class Unit:
         self.paths = UnitPaths(run_dir=folder / "run")
         self.control = MpsControl(paths=self.paths.mps)
         self.log = folder / "log"
+        self.begun = time.time()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([sys.executable, "-c", UNIT, str(self.paths.run_dir)],
                                             stdout=log, stderr=log)  # fmt: skip
@@ -54,10 +55,15 @@ class Unit:
         """Until daemon, pool owner and brain run; all processes of the tree."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and self.process.poll() is None:
-            if self.paths.pool_socket.exists():
+            if self._pool_listens():
                 return psutil.Process(self.process.pid).children(recursive=True)
             time.sleep(0.02)
         raise AssertionError(self.log.read_text())
+
+    def _pool_listens(self) -> bool:
+        """On a socket of this start: a killed unit leaves its own behind."""
+        socket = self.paths.pool_socket
+        return socket.exists() and socket.stat().st_mtime >= self.begun
 
     def daemon(self) -> int:
         return int((self.paths.mps.pipe / "nvidia-cuda-mps-control.pid").read_text())
