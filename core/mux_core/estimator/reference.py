@@ -87,7 +87,7 @@ class ReferenceUnits:
         kv = kv_split(kind.gpus, tenants, kind.memory / GIB)
         if any(gb * GIB < a.llm.sharing.kv_request for gb, a in zip(kv, ordered, strict=True)):
             return False
-        percents, grown = self._find_shares(kind, ordered, tenants, kv)
+        percents, grown = self._least_shares(kind, ordered, tenants, kv)
         return sum(percents) <= 100 and not _unmet(grown)
 
     def _order(self, kind: GroupKind, asks: Sequence[Ask]) -> list[int]:
@@ -119,6 +119,15 @@ class ReferenceUnits:
     def _find_shares(
         self, kind: GroupKind, asks: Sequence[Ask], tenants: list[Tenant], kv: list[float]
     ) -> tuple[list[Percent], list[_Growing]]:
+        percents, grown = self._least_shares(kind, asks, tenants, kv)
+        if len(asks) == 1 or _unmet(grown):
+            return percents, grown
+        return self._spread(kind, asks, tenants, kv, percents, grown)
+
+    def _least_shares(
+        self, kind: GroupKind, asks: Sequence[Ask], tenants: list[Tenant], kv: list[float]
+    ) -> tuple[list[Percent], list[_Growing]]:
+        """The smallest shares that suffice for everyone, where there are any."""
         percents = [_least(ask.llm, self.step) for ask in asks]
         spare = 100 - sum(percents)
         most = [
@@ -137,7 +146,7 @@ class ReferenceUnits:
                 if member.served < member.tenant.rate
             ]
             if not needy:
-                return self._spread(kind, asks, tenants, kv, percents, grown)
+                return percents, grown
             raised = self._raise_one(kind, asks, percents, 100 - sum(percents), needy)
             if raised is None:
                 return percents, grown
