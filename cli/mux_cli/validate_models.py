@@ -11,10 +11,11 @@ from mux_core.costmodel.sources import Costs, ProfileCatalog, Source, choose_cos
 from mux_core.errors import SpecError
 from mux_core.estimator.unit import Ask, GroupKind
 from mux_core.llm import Llm
-from mux_core.placement import GpuGroup, GpuNode, KvQuota, Member, Placement, Share, Unit
+from mux_core.placement import GpuGroup, GpuNode, Placement, Unit
 from mux_core.planning import PlacementProblem
-from mux_core.units import Bytes, ModelName, NodeName, Percent, UnitId
-from mux_core.unitspec import Device, MemberSpec, UnitSpec
+from mux_core.problem import planned_member
+from mux_core.units import Bytes, ModelName, NodeName, UnitId
+from mux_core.unitspec import Device, UnitSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +96,4 @@ def _node(spec: UnitSpec, gpu: str) -> GpuNode:
 def _unit(spec: UnitSpec) -> Unit:
     group = GpuGroup(node=NodeName(f"of-{spec.unit}"), gpus=tuple(range(spec.gpus)))
     unit = Unit(id=UnitId(spec.unit), group=group, members=())
-    return unit.with_members(tuple(_member(member) for member in spec.members))
-
-
-def _member(member: MemberSpec) -> Member:
-    return Member(
-        model=ModelName(member.model), replica=member.replica, tensor=member.tensor,
-        share=Share(prefill=Percent(member.prefill_percent),
-                    decode=Percent(member.decode_percent)),
-        kv=KvQuota(guaranteed=Bytes(member.kv_guaranteed_bytes * member.tensor),
-                   limit=Bytes(member.kv_limit_bytes * member.tensor)),
-        rate=member.rate,
-    )  # fmt: skip
+    return unit.with_members(tuple(planned_member(member) for member in spec.members))

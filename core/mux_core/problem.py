@@ -186,7 +186,7 @@ def current_placement(seen: Observation, planned: frozenset[ModelName]) -> Place
     for record in seen.units:
         if max(record.group.gpus) >= gpus.get(record.group.node, 0):
             continue
-        members = tuple(_member(m) for m in record.spec.members if m.model in planned)
+        members = tuple(planned_member(m) for m in record.spec.members if m.model in planned)
         unit = Unit(id=record.unit, group=record.group, members=())
         if members:
             units.append(unit.with_members(members))
@@ -266,7 +266,7 @@ def _policy(spec: PoolSpec) -> PlanningPolicy:
     )
 
 
-def _member(member: MemberSpec) -> Member:
+def planned_member(member: MemberSpec) -> Member:
     """A member of a unit document as the planner's value: percents, and bytes over all GPUs."""
     return Member(
         model=ModelName(member.model), replica=member.replica, tensor=member.tensor,
