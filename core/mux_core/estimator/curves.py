@@ -44,10 +44,6 @@ class Curve:
         """Seconds to prefill `batch` prompts at all SMs."""
         return self._read(self.prefill_s, batch)
 
-    def generation_time(self, batch: int) -> float:
-        """Seconds to decode whole answers of `batch` sequences."""
-        return self.steps[batch] * self.output_tokens
-
     def least_batch(self, rate: float, prefill_s: float, start: int, cap: int) -> int:
         """The smallest batch from `start` on that serves `rate` beside `prefill_s`, else `cap`."""
         at = bisect_left(self.batches, start)

@@ -35,11 +35,6 @@ class Layout:
     weights: tuple[Weight, ...]
     nbytes: int
 
-    @property
-    def part_names(self) -> Iterator[str]:
-        """Tensors the checkpoint must have."""
-        return (name for weight in self.weights for name, _ in weight.parts)
-
 
 def elements(shape: tuple[int, ...]) -> int:
     count = 1
