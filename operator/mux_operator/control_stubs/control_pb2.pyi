@@ -71,7 +71,7 @@ class HostStatus(_message.Message):
     def __init__(self, phase: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., restarts: _Optional[int] = ..., planned_percent: _Optional[int] = ..., seen_sms: _Optional[int] = ...) -> None: ...
 
 class Counters(_message.Message):
-    __slots__ = ("arrivals", "finished", "rejected", "cancelled", "prompt_tokens", "generated_tokens", "ttft_seconds_sum", "ttft_count", "tpot_seconds_sum", "tpot_count")
+    __slots__ = ("arrivals", "finished", "rejected", "cancelled", "prompt_tokens", "generated_tokens", "ttft_seconds_sum", "ttft_count", "tpot_seconds_sum", "tpot_count", "ttft_counts", "tpot_counts", "slo_judged", "slo_met")
     ARRIVALS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,10 @@ class Counters(_message.Message):
     TTFT_COUNT_FIELD_NUMBER: _ClassVar[int]
     TPOT_SECONDS_SUM_FIELD_NUMBER: _ClassVar[int]
     TPOT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TTFT_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    TPOT_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SLO_JUDGED_FIELD_NUMBER: _ClassVar[int]
+    SLO_MET_FIELD_NUMBER: _ClassVar[int]
     arrivals: int
     finished: int
     rejected: int
@@ -92,7 +96,11 @@ class Counters(_message.Message):
     ttft_count: int
     tpot_seconds_sum: float
     tpot_count: int
-    def __init__(self, arrivals: _Optional[int] = ..., finished: _Optional[int] = ..., rejected: _Optional[int] = ..., cancelled: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., ttft_seconds_sum: _Optional[float] = ..., ttft_count: _Optional[int] = ..., tpot_seconds_sum: _Optional[float] = ..., tpot_count: _Optional[int] = ...) -> None: ...
+    ttft_counts: _containers.RepeatedScalarFieldContainer[int]
+    tpot_counts: _containers.RepeatedScalarFieldContainer[int]
+    slo_judged: int
+    slo_met: int
+    def __init__(self, arrivals: _Optional[int] = ..., finished: _Optional[int] = ..., rejected: _Optional[int] = ..., cancelled: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., ttft_seconds_sum: _Optional[float] = ..., ttft_count: _Optional[int] = ..., tpot_seconds_sum: _Optional[float] = ..., tpot_count: _Optional[int] = ..., ttft_counts: _Optional[_Iterable[int]] = ..., tpot_counts: _Optional[_Iterable[int]] = ..., slo_judged: _Optional[int] = ..., slo_met: _Optional[int] = ...) -> None: ...
 
 class MemberStatus(_message.Message):
     __slots__ = ("model", "served_name", "state", "reason", "message", "permanent", "counters", "waiting", "running", "kv_used_bytes", "kv_quota_bytes", "kv_guaranteed_bytes", "kv_limit_bytes", "weight_bytes", "hosts")

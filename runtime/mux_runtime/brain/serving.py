@@ -145,7 +145,8 @@ class Brain:
 
     def status(self) -> pb.UnitStatus:
         return unit_status(self.members, self.start_id, answering=self.answering,
-                           unanswerable=self.front.failures())  # fmt: skip
+                           unanswerable=self.front.failures(),
+                           judged=self.front.judged())  # fmt: skip
 
     async def _follow(self) -> None:
         """Brings front and watchers in line with every change of the scheduler."""

@@ -29,6 +29,7 @@ from mux_runtime.generation import Generator, ServedModel
 from mux_runtime.openai.answering import error_answers, json_response
 from mux_runtime.openai.requests import MAX_BODY_BYTES
 from mux_runtime.openai.responses import ModelCard, ModelList
+from mux_runtime.openai.series import Judged
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +75,10 @@ class Front:
     def failures(self) -> Mapping[str, str]:
         """Served models that cannot be asked, with the reason: a missing or broken tokenizer."""
         return self._catalog.failures()
+
+    def judged(self) -> Mapping[str, Judged]:
+        """Requests that came here first, by model, held against its SLO."""
+        return self._metrics.first_hop.judged
 
     async def start(self, host: str, http_port: int, internal_port: int) -> None:
         """Opens both unit-wide ports (0: any free one). Raises PeerError when one is taken."""

@@ -95,6 +95,7 @@ class FrontMetrics:
                        self._generated, self._success):  # fmt: skip
             drop_model(metric, model)
         self.first_hop.forget(model)
+        self.first_hop.judged.pop(model, None)
 
 
 class _OneModel(Collector):

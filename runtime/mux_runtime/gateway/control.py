@@ -13,7 +13,8 @@ from mux_core.routes import RouteTable, from_json
 from mux_runtime.control import control_pb2 as pb
 from mux_runtime.control import control_pb2_grpc
 from mux_runtime.gateway.book import RouteBook
-from mux_runtime.gateway.metrics import GatewayMetrics
+from mux_runtime.gateway.metrics import GatewayMetrics, ModelCounters
+from mux_runtime.openai.series import Judged
 
 _LONGEST_INTERVAL_S: Final = 10.0
 _SHORTEST_INTERVAL_S: Final = 0.1
@@ -59,9 +60,9 @@ class GatewayControl(control_pb2_grpc.GatewayControlServicer):
 
     def status(self) -> pb.GatewayStatus:
         """What this gateway has counted since it started."""
+        judged = self._metrics.first_hop.judged
         models = {
-            name: pb.Counters(arrivals=found.arrivals, rejected=found.rejected,
-                              cancelled=found.cancelled)
+            name: _counters(found, judged.get(name, Judged()))
             for name, found in sorted(self._metrics.counters.items())
         }  # fmt: skip
         return pb.GatewayStatus(start_id=self.start_id, generation=self._book.table.generation,
@@ -75,6 +76,12 @@ class GatewayControl(control_pb2_grpc.GatewayControlServicer):
     def _notify(self, _: RouteTable) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _counters(found: ModelCounters, judged: Judged) -> pb.Counters:
+    return pb.Counters(arrivals=found.arrivals, rejected=found.rejected,
+                       cancelled=found.cancelled, slo_judged=judged.judged,
+                       slo_met=judged.met)  # fmt: skip
 
 
 async def serve(control: GatewayControl, host: str, port: int) -> tuple[grpc.aio.Server, int]:

@@ -58,6 +58,14 @@ class SloTargets:
         return SloResult.GOOD
 
 
+@dataclass(slots=True)
+class Judged:
+    """Requests of one model held against its SLO since this process started, and within it."""
+
+    judged: int = 0
+    met: int = 0
+
+
 class ModelLabels:
     """Label values of models, at most `MAX_MODELS` of them at a time."""
 
@@ -102,6 +110,7 @@ class FirstHop:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._labels = labels
         self._hop = hop.value
+        self.judged: dict[str, Judged] = {}
         names = (*MODEL_LABELS, "hop")
         self._requests = Counter(
             "muxserve_model_requests", "Arrivals, before any hold or rejection.", names,
@@ -126,6 +135,9 @@ class FirstHop:
         if not targets.any:
             return
         result = targets.judge(ttft_s=ttft_s, tpot_s=tpot_s, failed=failed)
+        counted = self.judged.setdefault(model, Judged())
+        counted.judged += 1
+        counted.met += result is SloResult.GOOD
         self._slo.labels(*self._labels.of(model, served_name), self._hop, result.value).inc()
 
     def forget(self, model: str) -> None:

@@ -10,6 +10,7 @@ from mux_core.engine import KVGeometry, Phase
 from mux_core.errors import InvariantError
 from mux_core.lifecycle import MEMBER, MemberEvent, MemberState, advance
 from mux_core.reasons import Reason
+from mux_core.tally import BUCKETS, bucket
 from mux_core.unitspec import MemberSpec
 from mux_runtime.engines.host import EngineDescription
 from mux_runtime.kvpool.allocator import Allocator, Owner
@@ -26,7 +27,8 @@ def _request_time() -> Durations:
 @dataclass(slots=True, kw_only=True)
 class Counters:
     """Since this process started. `queued`, `prefilled`, `decoded`: of the finished requests, the
-    time to the first grant, from there to the first token, from there to the last one."""
+    time to the first grant, from there to the first token, from there to the last one.
+    `ttft_counts`, `tpot_counts`: how many by the edges of `mux_core.tally`."""
 
     arrivals: int = 0
     finished: int = 0
@@ -40,6 +42,8 @@ class Counters:
     ttft_count: int = 0
     tpot_s: float = 0.0
     tpot_count: int = 0
+    ttft_counts: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+    tpot_counts: list[int] = field(default_factory=lambda: [0] * BUCKETS)
     queued: Durations = field(default_factory=_request_time)
     prefilled: Durations = field(default_factory=_request_time)
     decoded: Durations = field(default_factory=_request_time)
@@ -49,15 +53,19 @@ class Counters:
         self.finished += 1
         self.prompt_tokens += len(request.asked.prompt)
         self.generated_tokens += len(request.emitted)
-        self.ttft_s += request.first_token - request.arrived
+        ttft_s = request.first_token - request.arrived
+        self.ttft_s += ttft_s
         self.ttft_count += 1
+        self.ttft_counts[bucket(ttft_s)] += 1
         self.queued.observe(request.granted - request.arrived)
         self.prefilled.observe(request.first_token - request.granted)
         self.decoded.observe(request.last_token - request.first_token)
         if len(request.emitted) > 1:
             span = request.last_token - request.first_token
-            self.tpot_s += span / (len(request.emitted) - 1)
+            tpot_s = span / (len(request.emitted) - 1)
+            self.tpot_s += tpot_s
             self.tpot_count += 1
+            self.tpot_counts[bucket(tpot_s)] += 1
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
