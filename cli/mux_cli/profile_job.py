@@ -14,14 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from mux_cli.profile_origin import ENGINE_PATHS, commit, release
+from mux_cli.profile_origin import commit
 from mux_cli.profile_progress import Progress
 from mux_cli.profile_subjects import Subject
 from mux_core.costmodel.hardware import gpu_type
-from mux_core.costmodel.profile_set import CPU, MadeOn, ProfileSet
+from mux_core.costmodel.profile_set import CPU, ENGINE_PATHS, MadeOn, ProfileSet
 from mux_core.errors import PeerError, SpecError
 from mux_core.units import GIB, Bytes, format_bytes
 from mux_core.unitspec import UNIT_BYTES
+from mux_operator.release import release
 from mux_runtime.profiling import points
 from mux_runtime.profiling.assemble import assemble
 from mux_runtime.profiling.bench import Device

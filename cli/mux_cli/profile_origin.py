@@ -1,23 +1,8 @@
-"""By what a profile is made: engine path, release and commit."""
+"""By what a profile is made: the commit."""
 
 import shutil
 import subprocess
-from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import Final
-
-ENGINE_PATHS: Final[Mapping[str, str]] = {
-    "cpu": "torch/cpu/gathered-rows-sdpa", "cuda": "torch/cuda/gathered-rows-sdpa",
-}  # fmt: skip
-
-
-def release() -> str:
-    """The version of this installation."""
-    try:
-        return metadata.version("muxserve-operator")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def commit() -> str:

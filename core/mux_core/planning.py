@@ -93,7 +93,10 @@ class PlacementProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberEstimate:
-    """What one model (all its replicas) is predicted to get; rates in requests/s, times in s."""
+    """What one model (all its replicas) is predicted to get; rates in requests/s, times in s.
+
+    `costs`: what its step times stand on (`mux_core.costmodel.sources`), where that was chosen.
+    """
 
     offered: float
     served: float
@@ -103,6 +106,7 @@ class MemberEstimate:
     tpot_mean_s: float | None = None
     tpot_p99_s: float | None = None
     attainment: float | None = None
+    costs: str = ""
 
     @property
     def ratio(self) -> float:

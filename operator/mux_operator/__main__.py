@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mux_core.errors import MuxError, PeerError
@@ -22,7 +23,9 @@ from mux_operator.kube import Api, KubeCluster, NotThere
 from mux_operator.lease import Election
 from mux_operator.metrics import Metrics
 from mux_operator.probes import Probes
+from mux_operator.profiles import Profiles, read_profiles
 from mux_operator.reconciler import Reconciler
+from mux_operator.search import SearchProcess
 
 log = logging.getLogger("mux_operator")
 
@@ -42,6 +45,7 @@ class Settings:
     port: int
     read_nodes: bool
     identity: str
+    profiles: tuple[Path, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,6 +82,10 @@ def _settings(argv: Sequence[str] | None) -> Settings:
     parser.add_argument("--port", type=int, default=8080, help="probes and metrics")
     parser.add_argument("--no-nodes", action="store_true",
                         help="do not read nodes; pools then need gpu.static")  # fmt: skip
+    parser.add_argument("--profiles", type=Path, action="append", metavar="PATH",
+                        default=[Path(word) for word in env.get("MUXSERVE_PROFILES", "").split()],
+                        help="step times that muxserve profile measured: a file, or a folder such "
+                        "as a mounted ConfigMap; repeat it")  # fmt: skip
     someone = f"{socket.gethostname()}-{os.getpid()}"
     parser.add_argument("--identity", default=env.get("POD_NAME", someone),
                         help="name in the Lease; a pod that restarts keeps it")  # fmt: skip
@@ -88,7 +96,7 @@ def _settings(argv: Sequence[str] | None) -> Settings:
         image=options.image, namespaces=tuple(options.namespace or ()),
         lease_namespace=options.lease_namespace, gateway_url=options.gateway_url,
         host=options.host, port=options.port, read_nodes=not options.no_nodes,
-        identity=options.identity,
+        identity=options.identity, profiles=tuple(options.profiles),
     )  # fmt: skip
 
 
@@ -97,7 +105,7 @@ async def _until_told(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    operator = Operator(settings)
+    operator = Operator(settings, read_profiles(settings.profiles))
     run = asyncio.create_task(operator.run(), name="operator")
     told = asyncio.create_task(stop.wait(), name="told to end")
     await asyncio.wait({run, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -110,8 +118,9 @@ async def _until_told(settings: Settings) -> None:
 class Operator:
     """One operator process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, profiles: Profiles) -> None:
         self._settings = settings
+        self._profiles = profiles
         self._metrics = Metrics()
         self._indexes = handlers.Indexes()
         self._synced = asyncio.Event()
@@ -144,7 +153,8 @@ class Operator:
         settings = self._settings
         cluster = KubeCluster(api=api, store=self._indexes, image=settings.image,
                               url=settings.gateway_url, clock=time.time)  # fmt: skip
-        self._reconciler = Reconciler(cluster, metrics=self._metrics, may_act=election.leads)
+        self._reconciler = Reconciler(cluster, search=SearchProcess(self._profiles),
+                                      metrics=self._metrics, may_act=election.leads)  # fmt: skip
         registry = handlers.registry(
             self._indexes, changed=cluster.changed, nodes=settings.read_nodes,
             event=lambda kind, at: self._metrics.last_event.labels(kind).set(at),

@@ -17,11 +17,12 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass
-from typing import BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 from mux_core.errors import MuxError, PeerError
-from mux_core.planners.default import DefaultPlanner
 from mux_core.planning import Choice, PlacementProblem, Planner, choose
+from mux_core.profiled import ProfiledPlanner
+from mux_operator.profiles import Profiles
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,13 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 class Search(Protocol):
-    """Answers one problem at a time; used from one event loop."""
+    """Answers one problem at a time; used from one event loop.
+
+    `profiles` stands for the measured step times it plans with; another means another answer.
+    """
+
+    @property
+    def profiles(self) -> str: ...
 
     async def choose(self, problem: PlacementProblem, *, deadline_s: float) -> Choice:
         """What was found until the deadline. MuxError when the planner failed."""
@@ -46,8 +53,10 @@ class Search(Protocol):
 class ThreadSearch:
     """The planner in a thread: for problems of a few LLMs."""
 
+    profiles = ""
+
     def __init__(self, planner: Planner | None = None) -> None:
-        self.planner: Planner = planner or DefaultPlanner()
+        self.planner: Planner = planner or ProfiledPlanner()
 
     async def choose(self, problem: PlacementProblem, *, deadline_s: float) -> Choice:
         return await asyncio.to_thread(_choose, self.planner, problem, deadline_s)
@@ -57,12 +66,17 @@ class ThreadSearch:
 
 
 class SearchProcess:
-    """`DefaultPlanner` in a child process, started with the first question."""
+    """The default planner in a child process, started with the first question."""
 
-    def __init__(self, *, hung_s: float = HUNG_S) -> None:
+    def __init__(self, profiles: Profiles | None = None, *, hung_s: float = HUNG_S) -> None:
+        self._profiles = profiles or Profiles()
         self._hung_s = hung_s
         self._turn = asyncio.Lock()
         self._process: Process | None = None
+
+    @property
+    def profiles(self) -> str:
+        return self._profiles.digest
 
     @property
     def pid(self) -> int | None:
@@ -106,6 +120,7 @@ class SearchProcess:
             self._process = await asyncio.create_subprocess_exec(
                 *command, stdin=PIPE, stdout=PIPE, start_new_session=True
             )
+            await _told(self._process, dict(self._profiles.by_gpu))
         return self._process
 
 
@@ -116,15 +131,19 @@ class _Question:
 
 
 async def _asked(process: Process, question: _Question) -> Choice | MuxError:
-    assert process.stdin is not None
     assert process.stdout is not None
-    text = pickle.dumps(question)
-    process.stdin.write(_LENGTH.pack(len(text)) + text)
-    await process.stdin.drain()
+    await _told(process, question)
     (length,) = _LENGTH.unpack(await process.stdout.readexactly(_LENGTH.size))
     # Only our own child writes into this pipe.
     answer: Choice | MuxError = pickle.loads(await process.stdout.readexactly(length))
     return answer
+
+
+async def _told(process: Process, value: object) -> None:
+    assert process.stdin is not None
+    text = pickle.dumps(value)
+    process.stdin.write(_LENGTH.pack(len(text)) + text)
+    await process.stdin.drain()
 
 
 def _choose(planner: Planner, problem: PlacementProblem, deadline_s: float) -> Choice:
@@ -140,14 +159,14 @@ def _choose(planner: Planner, problem: PlacementProblem, deadline_s: float) -> C
 
 
 def main() -> int:
-    """The child: answers questions from standard input until it closes."""
+    """The child: reads its profiles, then answers questions from standard input until it closes."""
     parent = int(sys.argv[1])
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return 1
     answers, questions = sys.stdout.buffer, sys.stdin.buffer
     sys.stdout = sys.stderr  # nothing else may write between the answers
-    planner = DefaultPlanner()
+    planner = ProfiledPlanner(_read(questions) or {})
     while (question := _read(questions)) is not None:
         try:
             answer: Choice | MuxError = _choose(planner, question.problem, question.deadline_s)
@@ -159,13 +178,13 @@ def main() -> int:
     return 0
 
 
-def _read(stream: BinaryIO) -> _Question | None:
+def _read(stream: BinaryIO) -> Any:
+    """What the parent sent next; None when it sends no more."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
     (length,) = _LENGTH.unpack(head)
-    question: _Question = pickle.loads(stream.read(length))
-    return question
+    return pickle.loads(stream.read(length))
 
 
 if __name__ == "__main__":

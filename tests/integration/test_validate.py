@@ -8,10 +8,10 @@ import pytest
 
 from mux_cli.demo_files import write_manifests
 from mux_cli.main import main
-from mux_cli.profile_origin import release
 from mux_cli.tiny_models import TinyModel, write
 from mux_core.costmodel.profile_file import dump_profiles
 from mux_core.costmodel.profile_set import MadeOn
+from mux_operator.release import release
 from mux_runtime.engines.checkpoint_files import read_model_config
 from mux_runtime.profiling.devices import cores, cpu_name
 from profile_builders import MADE, model_profile, profile_set

@@ -4,15 +4,22 @@ A share of a CPU is a whole number of threads, so its steps do not slow between 
 threads: `planning_table` says so to readers that interpolate over shares.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final
 
 from mux_core.costmodel.table import StepRow, StepTable, step_table
 from mux_core.engine import Phase
+from mux_core.errors import SpecError
 from mux_core.llm import ModelGeometry
 
 CPU = "cpu"
 """The GPU type by which the cost model knows a slot of a CPU node."""
+ENGINE_PATHS: Final[Mapping[str, str]] = MappingProxyType(
+    {"cpu": "torch/cpu/gathered-rows-sdpa", "cuda": "torch/cuda/gathered-rows-sdpa"}
+)
+"""How this release's engine computes, by kind of device; a profile is of one such path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +108,16 @@ class ProfileSet:
     def find(self, geometry: ModelGeometry) -> ModelProfile | None:
         """The profile of a model of this shape, whatever its name."""
         return next((m for m in self.models if same_shape(m.geometry, geometry)), None)
+
+
+def check_made(made: MadeOn, *, release: str, subject: str) -> None:
+    """SpecError where a profile says nothing of the engine of this release."""
+    if made.release != release:
+        raise SpecError(f"{subject}: measured with release {made.release}, this is {release}; "
+                        "measure again with muxserve profile")  # fmt: skip
+    if made.path not in ENGINE_PATHS.values():
+        raise SpecError(f"{subject}: measured on engine path {made.path}, this release has "
+                        f"{', '.join(ENGINE_PATHS.values())}; measure again")  # fmt: skip
 
 
 def same_shape(one: ModelGeometry, other: ModelGeometry) -> bool:

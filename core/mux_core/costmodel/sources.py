@@ -1,9 +1,11 @@
 """Where the step times of each LLM come from: measured before fitted before the data sheet.
 
-`choose_costs` gives every LLM the best table there is for it, under a name of its own, and says
-which kind it was. What reads tables (estimators, planner, simulator) stays as it is.
+`choose_costs` gives every LLM the best table there is for it, and says which kind it was; where no
+table knows a degree at which it could run, the data sheet does. What reads tables (estimators,
+planner, simulator) stays as it is.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -57,8 +59,20 @@ class ProfileCatalog:
     def fit(self) -> Fit:
         return fit_device(self.profiles)
 
+    @cached_property
+    def _known(self) -> dict[ModelGeometry, tuple[Source, StepTable]]:
+        return {}
+
     def table(self, geometry: ModelGeometry) -> tuple[Source, StepTable]:
-        """The best table for a shape, as a member of a unit sees its steps."""
+        """The best table for a shape, as a member of a unit sees its steps; named by the shape."""
+        shape = replace(geometry, max_model_len=1)
+        if shape not in self._known:
+            source, table = self._table(geometry)
+            digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:12]
+            self._known[shape] = source, replace(table, model=f"{source}:{digest}")
+        return self._known[shape]
+
+    def _table(self, geometry: ModelGeometry) -> tuple[Source, StepTable]:
         for profiles in self.profiles:
             found = profiles.find(geometry)
             if found is not None:
@@ -97,11 +111,20 @@ def choose_costs(
             sources[llm.name] = Source.DATA_SHEET
         else:
             source, table = catalog.table(llm.geometry)
-            name = f"{source}:{llm.name}"
-            sources[llm.name], named[name] = source, replace(table, model=name)
-            llm = replace(llm, profile=name)
+            if _could_run(llm, table, nodes):
+                sources[llm.name], named[table.model] = source, table
+                llm = replace(llm, profile=table.model)
+            else:
+                sources[llm.name] = Source.DATA_SHEET
         chosen.append(llm)
     return Costs(llms=tuple(chosen), tables=named, sources=sources)
+
+
+def _could_run(llm: Llm, table: StepTable, nodes: Sequence[GpuNode]) -> bool:
+    """Whether the table knows a tensor degree at which the LLM may run and its weights fit."""
+    largest = max((node.memory for node in nodes), default=0)
+    degrees = set(table.tensors).intersection(llm.allowed_tensor or table.tensors)
+    return any(llm.weight_bytes <= degree * largest for degree in degrees)
 
 
 def _check_nodes(nodes: Sequence[GpuNode], catalog: ProfileCatalog) -> None:

@@ -47,6 +47,8 @@ def _predicted() -> Schema:
         "model": text(), "replicas": integer(least=0), "offered": text(longest=32),
         "served": text(longest=32), "ttft": text(longest=32), "tpot": text(longest=32),
         "attainment": text(longest=32),
+        "costs": text(longest=32, doc="What the step times stand on: measured, fitted, data "
+                      "sheet."),
     })  # fmt: skip
     return record({"gpus": integer(), "throughput": text(longest=32),
                    "worstRatio": text(longest=32), "attainment": text(longest=32),

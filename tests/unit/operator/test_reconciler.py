@@ -300,6 +300,8 @@ async def test_a_pool_that_left_nothing_behind_is_forgotten(stage: Stage) -> Non
 class Slow:
     """A search that takes as long as the test likes."""
 
+    profiles = ""
+
     def __init__(self) -> None:
         self.inner = ThreadSearch(world_builders.PLANNER)
         self.asked = 0
