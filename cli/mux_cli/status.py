@@ -4,8 +4,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from mux_core.errors import SpecError
+from mux_core.units import format_bytes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +40,28 @@ def run(args: argparse.Namespace) -> int:
         print("  ".join([model["name"], model["served_name"], model["state"] or "-",
                          model["unit"] or "-", model["reason"], model["message"]]),
               file=sys.stdout)  # fmt: skip
+        for kind in ("predicted", "observed"):
+            if model.get(kind):
+                print(f"  {kind:10}{_figures(model[kind])}")
     return 0
+
+
+def _figures(found: dict[str, Any]) -> str:
+    """`arrives 2/s  served 2/s  ttft 31.0ms (p99 80.1ms)  ...`: what is known, in one line."""
+    parts = [f"{word} {found[name]}/s" for word, name in (("arrives", "rate"), ("served", "served"))
+             if name in found]  # fmt: skip
+    for name in ("ttft", "tpot"):
+        latency = found.get(name, {})
+        tail = f" (p99 {latency['p99']})" if "p99" in latency else ""
+        if latency:
+            parts.append(f"{name} {latency.get('mean', '-')}{tail}")
+    if "attainment" in found:
+        parts.append(f"within SLO {float(found['attainment']):.1%}")
+    if "kv" in found:
+        parts.append(f"KV {format_bytes(int(found['kv']))}")
+    if "costs" in found:
+        parts.append(f"costs {found['costs']}")
+    return "  ".join(parts)
 
 
 def _runs(pid: int) -> bool:

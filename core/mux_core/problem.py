@@ -146,7 +146,7 @@ def question(snapshot: Snapshot) -> Question:
         current=current_placement(seen, frozenset(known)),
         barred=out_of_reach(seen),
     )
-    inputs_hash = _hash(inputs)
+    inputs_hash = _hash(inputs, snapshot.profiles)
     prefix = f"{seen.key.name}-r{_revision(seen, inputs_hash)}-u"
     return Question(problem=replace(inputs, unit_prefix=prefix), inputs_hash=inputs_hash,
                     usable=known)  # fmt: skip
@@ -278,8 +278,9 @@ def planned_member(member: MemberSpec) -> Member:
     )  # fmt: skip
 
 
-def _hash(problem: PlacementProblem) -> str:
+def _hash(problem: PlacementProblem, profiles: str) -> str:
     """Of everything but the time and the names of units to come."""
     fixed = replace(problem, now=0.0, unit_prefix="", barred=frozenset())
-    text = f"{fixed!r} {sorted(problem.barred)!r}"  # a set prints differently in every process
+    barred = sorted(problem.barred)  # a set prints differently in every process
+    text = f"{fixed!r} {barred!r}{profiles}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

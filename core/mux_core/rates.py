@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mux_core.status import MeasuredDemand
+from mux_core.tally import Tally
 from mux_core.units import ModelName
 
 TAU_S: Final = 30.0
@@ -51,6 +52,7 @@ class Sample:
     start_id: str
     at: float
     arrivals: Mapping[ModelName, int]
+    tallies: Mapping[ModelName, Tally] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

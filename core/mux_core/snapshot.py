@@ -16,7 +16,7 @@ from typing import Literal
 from mux_core.placement import GpuGroup, GpuNode
 from mux_core.routes import RouteTable
 from mux_core.specs import LlmSpec, PoolKey, PoolSpec
-from mux_core.status import LlmStatus, MeasuredDemand, PoolStatus, Resolved
+from mux_core.status import Figures, LlmStatus, MeasuredDemand, PoolStatus, Resolved
 from mux_core.units import ModelName, NodeName, UnitId
 from mux_core.unitspec import UnitSpec
 
@@ -213,7 +213,8 @@ class Snapshot:
 
     `has_table`: the route table generation each gateway said it has. `not_before`: when a unit
     that died may be started again. `refused`: why a unit refused the spec it was last told.
-    `rejected`: what the cluster refuses for good, by kind of action and subject.
+    `rejected`: what the cluster refuses for good, by kind of action and subject. `observed`: what
+    models were seen to get. `profiles` stands for the measured step times that are planned with.
     """
 
     seen: Observation
@@ -223,6 +224,8 @@ class Snapshot:
     not_before: Mapping[UnitId, float] = field(default_factory=dict)
     refused: Mapping[UnitId, str] = field(default_factory=dict)
     rejected: Mapping[Subject, str] = field(default_factory=dict)
+    observed: Mapping[ModelName, Figures] = field(default_factory=dict)
+    profiles: str = ""
 
     @property
     def now(self) -> float:

@@ -83,6 +83,27 @@ class MeasuredDemand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What one LLM gets from all its replicas, predicted or observed; None: not known.
+
+    Rates in requests/s, times in s; `rate` is what arrives, `attainment` the share of requests
+    within the SLO, `kv_bytes` what is held. `as_of` is when it was observed, seconds of the Unix
+    epoch; `costs` what a prediction's step times stand on.
+    """
+
+    as_of: float = 0.0
+    rate: float | None = None
+    served: float | None = None
+    ttft_mean_s: float | None = None
+    ttft_p99_s: float | None = None
+    tpot_mean_s: float | None = None
+    tpot_p99_s: float | None = None
+    attainment: float | None = None
+    kv_bytes: int | None = None
+    costs: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LlmStatus:
     """The status of one LLMDeployment. `state` and `unit` are for people and their columns.
 
@@ -101,6 +122,8 @@ class LlmStatus:
     conditions: tuple[Condition, ...] = ()
     placements: tuple[PlacementStatus, ...] = ()
     demand: MeasuredDemand | None = None
+    predicted: Figures | None = None
+    observed: Figures | None = None
     resolved: Resolved | None = None
     previous: Resolved | None = None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mux_core.carriers import live_carrier, out_of_reach, unmounted_claim
+from mux_core.comparison import WINDOW_S, predicted_figures
 from mux_core.planning import PlanReason
 from mux_core.pool_verdicts import Outcome, no, pool_status, waiting, yes
 from mux_core.problem import UNPLANNED, known_demand, name_losers, resolution, served_names, usable
@@ -26,6 +27,7 @@ from mux_core.routing import route_table
 from mux_core.snapshot import CarrierState, LlmObject, MemberReport, Snapshot, UnitRecord
 from mux_core.status import (
     Condition,
+    Figures,
     LlmStatus,
     MeasuredDemand,
     PlacementStatus,
@@ -114,26 +116,43 @@ def _llm_status(view: _View) -> LlmStatus:
         unit=",".join(place.unit for place in places), replicas=spec.min_replicas,
         ready_replicas=ready, conditions=stamped, placements=places,
         demand=known_demand(item, view.snapshot), resolved=known,
+        predicted=_predicted(view), observed=view.snapshot.observed.get(item.name),
         previous=previous if previous != known else None,
     )  # fmt: skip
-    return _seldom(status, item.status)
+    return _seldom(status, item.status, now=seen.now)
 
 
-def _seldom(status: LlmStatus, before: LlmStatus) -> LlmStatus:
-    """Keeps the written rate while it is young or the new one worth little, unless it moved.
+def _predicted(view: _View) -> Figures | None:
+    """Of the plan that is carried out; while one is searched, what was last predicted."""
+    item, models = view.item, view.outcome.plan.prediction.models
+    return predicted_figures(models[item.name]) if item.name in models else item.status.predicted
 
-    The rate changes all the time, and every write wakes everyone who watches.
+
+def _seldom(status: LlmStatus, before: LlmStatus, *, now: float) -> LlmStatus:
+    """Keeps what was measured and written while it is young, unless it says something else.
+
+    It changes all the time, and every write wakes everyone who watches.
     """
-    old, new = before.demand, status.demand
+    demand = _seldom_demand(status.demand, before.demand)
+    observed, old = status.observed, before.observed
+    if old is not None:
+        # One that few requests stand behind would otherwise come and go all the time.
+        lasts = WINDOW_S if observed is None else RATE_EVERY_S if demand == before.demand else 0.0
+        observed = old if now - old.as_of < lasts else observed
+    return replace(status, demand=demand, observed=observed)
+
+
+def _seldom_demand(new: MeasuredDemand | None, old: MeasuredDemand | None) -> MeasuredDemand | None:
+    """The written rate while it is young or the new one worth little, unless it moved."""
     if new is None:
-        return status
+        return None
     shown = MeasuredDemand(rate=round(new.rate, 2), source=new.source, as_of=float(int(new.as_of)),
                            lasting=round(new.rate, 2))  # fmt: skip
     if old is not None and old.source == new.source:
         young = new.as_of - old.as_of < RATE_EVERY_S or window(new.age_s, TAU_S) < TAU_S
         if young and not rose(new, old.rate) and not fell(new, old.rate):
             shown = old
-    return replace(status, demand=shown)
+    return shown
 
 
 def _resolved(view: _View) -> Condition:

@@ -20,6 +20,7 @@ from mux_core.rates import Sample
 from mux_core.routes import RouteTable
 from mux_core.routes import to_json as routes_json
 from mux_core.snapshot import GatewayAddress, MemberReport, UnitAddress, UnitReport
+from mux_core.tally import Latencies, Tally
 from mux_core.units import ModelName, UnitId
 from mux_core.unitspec import UnitSpec
 from mux_core.unitspec import to_json as unit_json
@@ -210,9 +211,7 @@ class _GatewayLink(_Link):
             async for status in self._stub.Watch(pb.WatchRequest(interval_s=INTERVAL_S)):
                 changed = self.generation != status.generation
                 self.generation = status.generation
-                arrivals = {ModelName(m): c.arrivals for m, c in status.models.items()}
-                self.sample = Sample(source=self.source, start_id=status.start_id,
-                                     at=self._clock(), arrivals=arrivals)  # fmt: skip
+                self.sample = gateway_sample(status, self.source, self._clock())
                 if changed:
                     self._changed()
         finally:
@@ -230,8 +229,30 @@ def unit_report(status: pb.UnitStatus, unit: UnitId, at: float) -> UnitReport:
 
 
 def unit_sample(status: pb.UnitStatus, source: str, at: float) -> Sample:
-    arrivals = {ModelName(m.model): m.counters.arrivals for m in status.members}
-    return Sample(source=source, start_id=status.start_id, at=at, arrivals=arrivals)
+    return Sample(
+        source=source, start_id=status.start_id, at=at,
+        arrivals={ModelName(m.model): m.counters.arrivals for m in status.members},
+        tallies={ModelName(m.model): _tally(m.counters, m.kv_used_bytes) for m in status.members},
+    )  # fmt: skip
+
+
+def gateway_sample(status: pb.GatewayStatus, source: str, at: float) -> Sample:
+    return Sample(
+        source=source, start_id=status.start_id, at=at,
+        arrivals={ModelName(m): c.arrivals for m, c in status.models.items()},
+        tallies={ModelName(m): _tally(c, None) for m, c in status.models.items()},
+    )  # fmt: skip
+
+
+def _tally(told: pb.Counters, kv_used_bytes: int | None) -> Tally:
+    return Tally(
+        finished=told.finished, judged=told.slo_judged, met=told.slo_met,
+        ttft=Latencies(count=told.ttft_count, seconds=told.ttft_seconds_sum,
+                       by_bucket=tuple(told.ttft_counts)),
+        tpot=Latencies(count=told.tpot_count, seconds=told.tpot_seconds_sum,
+                       by_bucket=tuple(told.tpot_counts)),
+        kv_used_bytes=kv_used_bytes,
+    )  # fmt: skip
 
 
 def _member_report(status: pb.MemberStatus) -> MemberReport:

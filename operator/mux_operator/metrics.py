@@ -1,20 +1,24 @@
 """The operator's own series; what cannot be filled truthfully is not there."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
+from mux_core.comparison import attainment_error
 from mux_core.planning import Choice, Objective
 from mux_core.problem import Question, known_demand
 from mux_core.snapshot import LlmObject, Snapshot
 from mux_core.specs import PoolKey
-from mux_core.status import StatusReport, Truth
+from mux_core.status import Figures, StatusReport, Truth
+from mux_core.units import ModelName
+from mux_operator.release import release
 
 _TRUTH = {Truth.TRUE: 1, Truth.FALSE: 0, Truth.UNKNOWN: -1}
 _POOL = ("namespace", "pool")
 _MODEL = (*_POOL, "model")
+_NAMED = ("mux_namespace", "pool", "model", "model_name")
+"""`namespace` would be the scraper's own; older series still carry it."""
 
 
 @dataclass(slots=True)
@@ -41,12 +45,15 @@ class Metrics:
     demand_age: Gauge = field(init=False)
     slo_objective: Gauge = field(init=False)
     slo_target: Gauge = field(init=False)
+    attainment: Gauge = field(init=False)
+    attainment_error: Gauge = field(init=False)
+    latency: Gauge = field(init=False)
     _models: dict[PoolKey, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         registry = self.registry
         Info("muxserve_build", "What runs.", registry=registry).info(
-            {"version": _version(), "component": "operator"}
+            {"version": release(), "component": "operator"}
         )
         self.leader = Gauge("muxserve_leader", "1 while this process leads.", registry=registry)
         self.reconciles = Counter("muxserve_reconcile", "Reconcile cycles.",
@@ -91,6 +98,42 @@ class Metrics:
                                    registry=registry)  # fmt: skip
         self.slo_target = Gauge("muxserve_model_slo_target_seconds", "Target of one request.",
                                 (*_MODEL, "signal"), registry=registry)  # fmt: skip
+
+        self.attainment = Gauge("muxserve_model_slo_attainment_ratio",
+                                "Share of requests within the SLO.", (*_NAMED, "kind"),
+                                registry=registry)  # fmt: skip
+        self.attainment_error = Gauge("muxserve_plan_prediction_error_ratio",
+                                      "Observed minus predicted attainment, while about as much "
+                                      "arrives as was planned for.", _NAMED,
+                                      registry=registry)  # fmt: skip
+        self.latency = Gauge("muxserve_model_latency_seconds",
+                             "Mean and 99th percentile of TTFT and TPOT.",
+                             (*_NAMED, "signal", "stat", "kind"), registry=registry)  # fmt: skip
+
+    def compared(
+        self, key: PoolKey, report: StatusReport, observed: Mapping[ModelName, Figures]
+    ) -> None:
+        """Shows what was predicted of each model of one pool beside what it was seen to get."""
+        for gauge in (self.attainment, self.attainment_error, self.latency):
+            gauge.remove_by_labels({"mux_namespace": key.namespace, "pool": key.name})
+        for model, status in report.llms.items():
+            labels = (*_pool(key), model, status.served_name)
+            predicted, seen = status.predicted, observed.get(model)
+            for kind, found in (("predicted", predicted), ("observed", seen)):
+                self._show_figures(labels, kind, found or Figures())
+            error = attainment_error(predicted, seen)
+            if error is not None:
+                self.attainment_error.labels(*labels).set(error)
+
+    def _show_figures(self, labels: tuple[str, ...], kind: str, found: Figures) -> None:
+        if found.attainment is not None:
+            self.attainment.labels(*labels, kind).set(found.attainment)
+        for signal, stat, seconds in (
+            ("ttft", "mean", found.ttft_mean_s), ("ttft", "p99", found.ttft_p99_s),
+            ("tpot", "mean", found.tpot_mean_s), ("tpot", "p99", found.tpot_p99_s),
+        ):  # fmt: skip
+            if seconds is not None:
+                self.latency.labels(*labels, signal, stat, kind).set(seconds)
 
     def asked(self, key: PoolKey, snapshot: Snapshot) -> None:
         """Shows what is asked of each model of one pool, and how old its measured rate is."""
@@ -160,10 +203,3 @@ class Metrics:
 
 def _pool(key: PoolKey) -> tuple[str, str]:
     return key.namespace, key.name
-
-
-def _version() -> str:
-    try:
-        return version("muxserve-operator")
-    except PackageNotFoundError:
-        return "unknown"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mux_core.actions import Action
+from mux_core.comparison import SeenState
 from mux_core.planning import Choice
 from mux_core.rates import RateState
 from mux_core.snapshot import Subject
@@ -51,6 +52,7 @@ class PoolMemory:
 
     links: Links
     demand: RateState = field(default_factory=RateState)
+    got: SeenState = field(default_factory=SeenState)
     planned: tuple[str, Choice] | None = None
     planned_at: float = 0.0
     search: asyncio.Task[Choice] | None = None

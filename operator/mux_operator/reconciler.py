@@ -24,6 +24,8 @@ from mux_core.actions import (
     Why,
     WriteUnit,
 )
+from mux_core.comparison import figures
+from mux_core.comparison import seen as got
 from mux_core.decide import decide
 from mux_core.errors import MuxError, PeerError, SpecError
 from mux_core.planning import Choice, stay
@@ -158,6 +160,7 @@ class Reconciler:
             await self._cluster.report(key, report)
             self._show(key, outcome, memory)
             self._metrics.told(key, report, _shown(after.demand))
+            self._metrics.compared(key, report, after.observed)
         self._forget(key, seen)
         return actions
 
@@ -186,18 +189,21 @@ class Reconciler:
     def _snapshot(self, seen: Observation, memory: PoolMemory) -> Snapshot:
         memory.links.follow(_addresses(seen), seen.gateways)
         names = frozenset(item.name for item in seen.members)
-        memory.demand = observed(memory.demand, memory.links.samples())
-        memory.demand = without(memory.demand, now=seen.now, models=names)
+        samples, live = memory.links.samples(), memory.links.sources()
+        memory.demand = without(observed(memory.demand, samples), now=seen.now, models=names)
+        memory.got = got(memory.got, samples, live=live, models=names)
         written = {record.unit: record.spec.generation for record in seen.units}
         return Snapshot(
             seen=seen,
             reports=memory.links.reports(),
-            demand=rates(memory.demand, now=seen.now, live=memory.links.sources()),
+            demand=rates(memory.demand, now=seen.now, live=live),
             has_table=memory.links.tables(),
             not_before={u: r.not_before for u, r in memory.restarts.items()},
             refused={u: message for u, (generation, message) in memory.refused.items()
                      if written.get(u) == generation},
             rejected={subject: no.message for subject, no in memory.rejected.items()},
+            observed=figures(memory.got, now=seen.now),
+            profiles=self._search.profiles,
         )  # fmt: skip
 
     async def _plan(self, key: PoolKey, asked: Question, memory: PoolMemory) -> _Answer:

@@ -4,10 +4,10 @@ Reading back is what lets a restarted operator know geometry, ports and conditio
 asking anyone again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from mux_core.actions import RecordPlan
 from mux_core.llm import Dtype, ModelGeometry
@@ -16,6 +16,7 @@ from mux_core.planning import MemberEstimate, PlanStep, Prediction
 from mux_core.reasons import Reason
 from mux_core.status import (
     Condition,
+    Figures,
     LlmStatus,
     MeasuredDemand,
     PlacementStatus,
@@ -23,11 +24,13 @@ from mux_core.status import (
     Resolved,
     Truth,
 )
-from mux_core.units import Bytes
+from mux_core.units import Bytes, parse_seconds
 from mux_operator import names
 from mux_operator.schema import API_VERSION
 
 Document = dict[str, Any]
+_Value = TypeVar("_Value")
+_Shown = TypeVar("_Shown")
 
 MOST_UNITS: Final = 256
 MOST_STEPS: Final = 1024
@@ -38,6 +41,11 @@ _GEOMETRY = {
     "intermediate": "intermediate", "heads": "heads", "kvHeads": "kv_heads",
     "headDim": "head_dim", "vocab": "vocab", "maxModelLen": "max_model_len",
     "tiedEmbeddings": "tied_embeddings", "qkvBias": "qkv_bias", "qkNorm": "qk_norm",
+}  # fmt: skip
+
+
+_LATENCIES: Final = {
+    "ttft": ("ttft_mean_s", "ttft_p99_s"), "tpot": ("tpot_mean_s", "tpot_p99_s"),
 }  # fmt: skip
 
 
@@ -66,6 +74,10 @@ def llm_status(model: str, status: LlmStatus) -> Document:
     if status.demand is not None:
         document["demand"] = {"rate": _rate(status.demand.rate), "source": status.demand.source,
                               "asOf": timestamp(status.demand.as_of)}  # fmt: skip
+    if status.predicted is not None:
+        document["predicted"] = figures_document(status.predicted)
+    if status.observed is not None:
+        document["observed"] = figures_document(status.observed)
     if status.resolved is not None:
         document["resolved"] = _resolved(status.resolved)
     if status.previous is not None:
@@ -83,6 +95,8 @@ def read_llm_status(document: Mapping[str, Any]) -> LlmStatus:
         conditions=_read_conditions(document),
         demand=None if demand is None else MeasuredDemand(
             rate=float(demand["rate"]), source=demand["source"], as_of=seconds(demand["asOf"])),
+        predicted=_read_figures(document.get("predicted")),
+        observed=_read_figures(document.get("observed")),
         resolved=_read_resolved(document.get("resolved")),
         previous=_read_resolved(document.get("previous")),
     )  # fmt: skip
@@ -196,6 +210,48 @@ def _placement(item: PlacementStatus) -> Document:
     }  # fmt: skip
 
 
+def figures_document(item: Figures) -> Document:
+    """What is known of them, as texts with units; what is not known is left out."""
+    texts = {
+        "rate": _known(item.rate, _rate), "served": _known(item.served, _rate),
+        "attainment": _known(item.attainment, "{:.4f}".format),
+        "kv": _known(item.kv_bytes, str), "costs": item.costs,
+        "asOf": timestamp(item.as_of) if item.as_of else "",
+    }  # fmt: skip
+    document: Document = {name: text for name, text in texts.items() if text}
+    for name, (mean, p99) in _LATENCIES.items():
+        shown = {"mean": _known(getattr(item, mean), _milliseconds),
+                 "p99": _known(getattr(item, p99), _milliseconds)}  # fmt: skip
+        if any(shown.values()):
+            document[name] = {stat: text for stat, text in shown.items() if text}
+    return document
+
+
+def _read_figures(document: Mapping[str, Any] | None) -> Figures | None:
+    if document is None:
+        return None
+    rate, served, met, kv = (document.get(name) for name in ("rate", "served", "attainment", "kv"))
+    latencies = {
+        field: parse_seconds(document[name][stat], subject=f"status: {name}.{stat}")
+        for name, fields in _LATENCIES.items()
+        for stat, field in zip(("mean", "p99"), fields, strict=True)
+        if stat in document.get(name, {})
+    }
+    return Figures(
+        as_of=seconds(document["asOf"]) if "asOf" in document else 0.0,
+        rate=_known(rate, float), served=_known(served, float), attainment=_known(met, float),
+        kv_bytes=_known(kv, int), costs=document.get("costs", ""), **latencies,
+    )  # fmt: skip
+
+
+def _known(value: _Value | None, show: Callable[[_Value], _Shown]) -> _Shown | None:
+    return None if value is None else show(value)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value * 1000:.1f}ms"
+
+
 def _resolved(item: Resolved) -> Document:
     document: Document = {"source": item.source, "weightBytes": item.weight_bytes,
                           "errorReason": str(item.error_reason),
@@ -264,7 +320,9 @@ def _estimate(model: str, found: MemberEstimate) -> Document:
                 "served": _rate(found.served)}  # fmt: skip
     for name, value in (("ttft", found.ttft_mean_s), ("tpot", found.tpot_mean_s)):
         if value is not None and isfinite(value):
-            document[name] = f"{value * 1000:.1f}ms"
+            document[name] = _milliseconds(value)
+    if found.costs:
+        document["costs"] = found.costs
     if found.attainment is not None:
         document["attainment"] = f"{found.attainment:.4f}"
     return document

@@ -13,8 +13,9 @@ from typing import Any, Final, TextIO
 from mux_core.reasons import ConditionType
 from mux_core.snapshot import Carrier, LlmObject
 from mux_core.specs import PoolKey
-from mux_core.status import Condition, LlmStatus, PoolStatus
+from mux_core.status import Condition, Figures, LlmStatus, PoolStatus
 from mux_core.units import ModelName
+from mux_operator.status_documents import figures_document
 
 PASSING_S: Final = 0.3
 """A state that lasts shorter is not told."""
@@ -97,11 +98,12 @@ def describe(name: str, status: LlmStatus, ready: Condition) -> str:
 
 
 def status_document(
-    url: str, llms: Sequence[LlmObject], units: Sequence[tuple[Carrier, int]]
+    url: str, metrics: str, llms: Sequence[LlmObject], units: Sequence[tuple[Carrier, int]]
 ) -> dict[str, Any]:
     """What `muxserve status` reads. `units` come with the pid of their supervisor."""
     return {
         "url": url,
+        "metrics": metrics,
         "pid": os.getpid(),
         "models": [_model(llm) for llm in llms],
         "units": [_unit(carrier, pid) for carrier, pid in units if carrier.address is not None],
@@ -128,6 +130,8 @@ def _model(llm: LlmObject) -> dict[str, Any]:
         "reason": ready.reason if ready is not None else "",
         "message": ready.message if ready is not None else "",
         "demand": llm.status.demand.rate if llm.status.demand is not None else None,
+        "predicted": figures_document(llm.status.predicted or Figures()),
+        "observed": figures_document(llm.status.observed or Figures()),
         "placements": [asdict(p) for p in llm.status.placements],
         "conditions": {c.type: {"status": c.status, "reason": c.reason, "message": c.message}
                        for c in llm.status.conditions},

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +26,11 @@ from mux_operator.local.progress import Progress, status_document
 from mux_operator.local.trees import Trees
 from mux_operator.local.verdict import Verdict, judge
 from mux_operator.local.watching import INTERVAL_S, FileWatch, signatures
-from mux_operator.reconciler import reconcile
+from mux_operator.metrics import Metrics
+from mux_operator.probes import Probes
+from mux_operator.profiles import Profiles
+from mux_operator.reconciler import Reconciler
+from mux_operator.search import SearchProcess
 
 OK: Final = 0
 WRONG_INPUT: Final = 2
@@ -44,6 +48,7 @@ class Options:
     port: int = 8000
     data_dir: Path | None = None
     keep_going: bool = False
+    profiles: Profiles = field(default_factory=Profiles)
 
 
 def serve(options: Options) -> int:
@@ -115,6 +120,7 @@ class Server:
         self._hurry = asyncio.Event()
         self._ready = False
         self._written: object = None
+        self._metrics = ""
         self._complaint = ""
         self._gateway_restarts = 0
         self._gateway_started = time.monotonic()
@@ -125,7 +131,7 @@ class Server:
             table = RouteTable(namespace=self._objects.namespace)
             write_json(self._data.routes, routes_json(table))
             self._trees.start_gateway(self._port)
-            loop = asyncio.create_task(reconcile(self._door), name="reconcile")
+            loop = asyncio.create_task(self._reconcile(), name="reconcile")
             try:
                 return await self._follow(loop)
             finally:
@@ -134,6 +140,18 @@ class Server:
                     await loop
                 await self._door.close()
                 await self._drain()
+
+    async def _reconcile(self) -> None:
+        """The operator's loop, with its series on a port of their own."""
+        metrics = Metrics()
+        probes = Probes(alive=str, ready=str, registry=metrics.registry)
+        runner = await probes.start(HOST, 0)
+        self._metrics = f"http://{HOST}:{runner.addresses[0][1]}/metrics"
+        search = SearchProcess(self._options.profiles)
+        try:
+            await Reconciler(self._door, search=search, metrics=metrics).run()
+        finally:
+            await runner.cleanup()
 
     async def _follow(self, loop: asyncio.Task[None]) -> int:
         """Watches processes, files and readiness until told to end."""
@@ -226,8 +244,8 @@ class Server:
         self._door.mark()
 
     def _write_status(self) -> None:
-        document = status_document(self._url, self._door.llms(self._objects.namespace),
-                                   self._trees.supervisors())  # fmt: skip
+        llms = self._door.llms(self._objects.namespace)
+        document = status_document(self._url, self._metrics, llms, self._trees.supervisors())
         if document != self._written:
             self._written = document
             write_json(self._data.status, document)

@@ -200,6 +200,11 @@ def status() -> Schema:
         "source": text(longest=768), "weightBytes": integer(), "geometry": geometry,
         "errorReason": text(longest=64), "message": text(longest=4096),
     })  # fmt: skip
+    latency = record({"mean": text(longest=32), "p99": text(longest=32)})
+    figures = {
+        "rate": text(longest=32), "served": text(longest=32), "ttft": latency, "tpot": latency,
+        "attainment": text(longest=32),
+    }  # fmt: skip
     return record({
         "observedGeneration": integer(least=0),
         "servedName": text(), "url": text(longest=512), "port": integer(),
@@ -209,6 +214,15 @@ def status() -> Schema:
         "placements": listing(placement, most=64),
         "demand": record({"rate": text(longest=32), "source": text(longest=32),
                           "asOf": {"type": "string", "format": "date-time"}}),
+        "predicted": record(
+            {**figures, "costs": text(longest=32, doc="What the step times stand on: measured, "
+                                      "fitted, data sheet.")},
+            doc="What the plan in force predicts at the rate it was made for."),
+        "observed": record(
+            {**figures, "kv": text(longest=32, doc="Bytes of KV held, on the mean."),
+             "asOf": {"type": "string", "format": "date-time"}},
+            doc="What was seen, weighted towards the last two minutes; a figure that too few "
+            "requests stand behind is not there."),
         "resolved": resolved,
         "previous": resolved,
     })  # fmt: skip
