@@ -19,20 +19,26 @@ from mux_operator.release import release
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profiles:
-    """Profiles by GPU type. `digest` differs when any figure does; empty without profiles."""
+    """Profiles by GPU type, and the texts of their files, by which another process reads them."""
 
     by_gpu: Mapping[str, ProfileCatalog] = field(default_factory=dict)
-    digest: str = ""
+    texts: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, found: Sequence[ProfileSet]) -> Self:
         """SpecError where two of one GPU type are of different devices."""
-        if not found:
-            return cls()
         by_gpu = {gpu: ProfileCatalog(tuple(p for p in found if p.gpu == gpu))
                   for gpu in sorted({p.gpu for p in found})}  # fmt: skip
-        text = "".join(dump_profiles(profiles) for profiles in found)
-        return cls(by_gpu=by_gpu, digest=hashlib.sha256(text.encode()).hexdigest()[:16])
+        return cls(by_gpu=by_gpu, texts=tuple(dump_profiles(profiles) for profiles in found))
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str]) -> Self:
+        return cls.of([load_profiles(text, subject="a profile read before") for text in texts])
+
+    @property
+    def digest(self) -> str:
+        """Differs when any figure does; empty without profiles."""
+        return hashlib.sha256("".join(self.texts).encode()).hexdigest()[:16] if self.texts else ""
 
 
 def read_profiles(paths: Iterable[Path]) -> Profiles:

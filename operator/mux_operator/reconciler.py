@@ -322,11 +322,6 @@ class Reconciler:
         self._metrics.queue_oldest.set(self.queue.oldest_s)
 
 
-async def reconcile(cluster: Cluster) -> None:
-    """Runs the loop on `cluster` with the default planner and times, until cancelled."""
-    await Reconciler(cluster).run()
-
-
 def _published(seen: Observation, actions: tuple[Action, ...]) -> Observation:
     """`seen` with the routes published since: gateways are judged by the table they were sent."""
     for action in actions:

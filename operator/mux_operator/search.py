@@ -120,7 +120,7 @@ class SearchProcess:
             self._process = await asyncio.create_subprocess_exec(
                 *command, stdin=PIPE, stdout=PIPE, start_new_session=True
             )
-            await _told(self._process, dict(self._profiles.by_gpu))
+            await _told(self._process, self._profiles.texts)
         return self._process
 
 
@@ -166,7 +166,7 @@ def main() -> int:
         return 1
     answers, questions = sys.stdout.buffer, sys.stdin.buffer
     sys.stdout = sys.stderr  # nothing else may write between the answers
-    planner = ProfiledPlanner(_read(questions) or {})
+    planner = ProfiledPlanner(Profiles.from_texts(_read(questions) or ()).by_gpu)
     while (question := _read(questions)) is not None:
         try:
             answer: Choice | MuxError = _choose(planner, question.problem, question.deadline_s)

@@ -10,7 +10,7 @@ from mux_core.decide import decide
 from mux_core.reasons import ConditionType, Reason, condition
 from mux_core.snapshot import CarrierState, UnitRecord
 from mux_core.specs import PodTemplate, PoolSpec
-from mux_core.status import LlmStatus, MeasuredDemand, Resolved, Truth
+from mux_core.status import Figures, LlmStatus, MeasuredDemand, Resolved, Truth
 from mux_core.units import Bytes, ModelName
 from mux_core.unitspec import Device
 from mux_operator import manifests, names, observing
@@ -124,7 +124,14 @@ def test_a_status_survives_the_api() -> None:
                             since=1000.0, observed_generation=3),),
         demand=MeasuredDemand(rate=1.25, source="RuntimeCounters", as_of=2000.0),
         resolved=Resolved(source="pvc://m/a", geometry=GEOMETRY, weight_bytes=Bytes(5)),
+        predicted=Figures(rate=1.5, served=1.25, ttft_mean_s=0.25, tpot_mean_s=0.05,
+                          tpot_p99_s=0.075, attainment=0.9875, costs="measured"),
+        observed=Figures(as_of=2000.0, served=1.25, ttft_p99_s=0.5, kv_bytes=4096),
     )  # fmt: skip
+    document = llm_status("a", status)
+    assert document["observed"] == {"asOf": "1970-01-01T00:33:20Z", "served": "1.25",
+                                    "kv": "4096", "ttft": {"p99": "500.0ms"}}  # fmt: skip
+    assert "attainment" not in document["observed"], "what is not known is not said"
     assert read_llm_status(llm_status("a", status)) == status
 
 

@@ -6,7 +6,8 @@ from prometheus_client import generate_latest
 
 from decide_world import KEY, World, llm
 from mux_core.llm import Slo
-from mux_core.status import MeasuredDemand
+from mux_core.status import Figures, MeasuredDemand, StatusReport
+from mux_core.units import ModelName
 from mux_operator.metrics import Metrics
 
 
@@ -77,3 +78,31 @@ def test_a_plan_has_an_age_and_an_objective_until_there_is_none() -> None:
     metrics.unplanned(KEY)
     assert "muxserve_plan_age_seconds{" not in page(metrics)
     assert "muxserve_plan_objective{" not in page(metrics)
+
+
+def test_predicted_and_observed_figures_are_shown_until_they_are_not_known() -> None:
+    world, metrics = World(), Metrics()
+    world.add(llm("a", served_name="chat"), llm("b"))
+    world.settle()
+    status = replace(world.status("a"), predicted=Figures(rate=2.0, ttft_mean_s=0.2,
+                                                          attainment=0.99))  # fmt: skip
+    report = StatusReport(llms={ModelName("a"): status})
+    observed = Figures(rate=2.1, attainment=0.9, ttft_mean_s=0.3, tpot_p99_s=0.04)
+    metrics.compared(KEY, report, {ModelName("a"): observed})
+    shown = page(metrics)
+    labels = 'model="a",model_name="chat",mux_namespace="ns",pool="default"'
+    latency = "muxserve_model_latency_seconds"
+    for line in (
+        f"muxserve_plan_prediction_error_ratio{{{labels}}} -0.08999999999999997",
+        f'muxserve_model_slo_attainment_ratio{{kind="predicted",{labels}}} 0.99',
+        f'muxserve_model_slo_attainment_ratio{{kind="observed",{labels}}} 0.9',
+        f'{latency}{{kind="predicted",{labels},signal="ttft",stat="mean"}} 0.2',
+        f'{latency}{{kind="observed",{labels},signal="tpot",stat="p99"}} 0.04',
+    ):
+        assert line in shown
+    assert f'{latency}{{kind="predicted",{labels},signal="tpot"' not in shown
+    metrics.compared(KEY, report, {})
+    assert 'kind="observed"' not in page(metrics)
+    assert "prediction_error_ratio{" not in page(metrics)
+    metrics.compared(KEY, StatusReport(), {})
+    assert 'model="a"' not in page(metrics)

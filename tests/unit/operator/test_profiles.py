@@ -1,0 +1,166 @@
+"""Measured profiles in the live planner: read at start or refused, and told by every plan."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mux_core.costmodel.profile_file import dump_profiles
+from mux_core.costmodel.profile_set import ProfileSet
+from mux_core.errors import SpecError
+from mux_core.llm import Demand, Llm, ModelGeometry
+from mux_core.placement import GpuNode
+from mux_core.planning import PlacementProblem, Plan, best_plan
+from mux_core.problem import question
+from mux_core.profiled import ProfiledPlanner
+from mux_core.units import GIB, Bytes, ModelName, NodeName
+from mux_operator.profiles import Profiles, read_profiles
+from mux_operator.search import SearchProcess
+from profile_builders import MADE, model_profile, profile_set, shape
+from world_builders import a_world, an_llm
+
+
+def written(folder: Path, name: str = "here.json", **changes: object) -> Path:
+    file = folder / name
+    file.write_text(dump_profiles(profile_set(**changes)))
+    return file
+
+
+def mounted(folder: Path) -> Path:
+    """As the kubelet lays out a ConfigMap."""
+    inner = folder / "..2030_01_01"
+    inner.mkdir(parents=True)
+    written(inner)
+    (folder / "..data").symlink_to(inner.name)
+    (folder / "here.json").symlink_to("..data/here.json")
+    return folder
+
+
+def an_llm_of(name: str, geometry: ModelGeometry, **changes: object) -> Llm:
+    return Llm(**{  # type: ignore[arg-type]
+        "name": ModelName(name), "weight_bytes": geometry.weight_bytes, "geometry": geometry,
+        "demand": Demand(rate=1.0)} | changes)  # fmt: skip
+
+
+def problem(*llms: Llm, gpu: str = "cpu", memory: int = 4 * GIB) -> PlacementProblem:
+    node = GpuNode(name=NodeName("n"), gpus=2, memory=Bytes(memory), gpu=gpu)
+    return PlacementProblem(now=0.0, nodes=(node,), llms=llms)
+
+
+def planned(asked: PlacementProblem, *sets: ProfileSet) -> Plan:
+    return best_plan(ProfiledPlanner(Profiles.of(sets).by_gpu), asked)
+
+
+def costs(plan: Plan) -> dict[str, str]:
+    return {str(name): found.costs for name, found in plan.prediction.models.items()}
+
+
+def test_a_mounted_config_map_is_read_file_by_file(tmp_path: Path) -> None:
+    found = read_profiles([mounted(tmp_path / "map")])
+    assert [p.made for p in found.by_gpu["cpu"].profiles] == [MADE]
+    assert found.digest == read_profiles([written(tmp_path)]).digest
+    assert found.digest != Profiles.of([profile_set(left_out=())]).digest
+    assert read_profiles([]) == Profiles()
+
+
+BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (lambda folder: folder / "none.json", "cannot be read"),
+    "empty folder": (lambda folder: folder, "holds no file; put what muxserve profile wrote"),
+    "no JSON": (lambda folder: _text(folder, "x: 1"), "is not JSON"),
+    "another release": (
+        lambda folder: written(folder, made=replace(MADE, release="0.0.9")),
+        "measured with release 0.0.9, this is 0.1.0; measure again",
+    ),
+    "another engine path": (
+        lambda folder: written(folder, made=replace(MADE, path="torch/tpu")),
+        "measured on engine path torch/tpu",
+    ),
+    "two devices of one type": (
+        lambda folder: _two(folder),
+        "profiles of different devices or engines",
+    ),
+}
+
+
+def _text(folder: Path, text: str) -> Path:
+    (folder / "p.json").write_text(text)
+    return folder / "p.json"
+
+
+def _two(folder: Path) -> Path:
+    written(folder, "a.json")
+    written(folder, "b.json", made=replace(MADE, device="another"))
+    return folder
+
+
+@pytest.mark.parametrize(("make", "said"), BAD.values(), ids=BAD)
+def test_a_bad_file_is_refused_with_the_fix(
+    make: Callable[[Path], Path], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=said):
+        read_profiles([make(tmp_path)])
+
+
+def test_an_operator_with_a_bad_profile_does_not_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mux_operator", "--image", "muxserve:1", "--profiles",
+               str(_text(tmp_path, "{}"))]  # fmt: skip
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert f"ended: profile {tmp_path}/p.json: is no profile" in ended.stderr
+
+
+def test_every_model_says_what_its_costs_stand_on() -> None:
+    one, other = shape(), shape(layers=8)
+    asked = problem(an_llm_of("known", one), an_llm_of("like", other))
+    assert costs(planned(asked, profile_set())) == {"known": "measured", "like": "fitted"}
+    assert costs(planned(asked)) == {"known": "data sheet", "like": "data sheet"}
+
+
+def test_measured_steps_change_what_is_predicted() -> None:
+    def slow(batch: int, tokens: int) -> float:
+        return 0.2 + 0.001 * batch
+
+    asked = problem(an_llm_of("a", shape(), demand=Demand(rate=0.1, output_tokens=16)))
+    quick = planned(asked, profile_set()).prediction.models[ModelName("a")]
+    slowly = profile_set(model_profile("a", shape(), decode=slow))
+    tpot = planned(asked, slowly).prediction.models[ModelName("a")].tpot_mean_s
+    assert tpot is not None
+    assert quick.tpot_mean_s is not None
+    assert tpot >= 0.2 > quick.tpot_mean_s
+
+
+def test_a_model_that_fits_no_profiled_degree_is_planned_by_its_data_sheet() -> None:
+    large = an_llm_of("large", shape(hidden=1024, layers=8), weight_bytes=Bytes(5 * GIB),
+                      allowed_tensor=(1, 2))  # fmt: skip
+    wide = an_llm_of("wide", shape(), allowed_tensor=(2,))
+    assert costs(planned(problem(large, wide), profile_set())) == {
+        "large": "data sheet", "wide": "data sheet"}  # fmt: skip
+
+
+def test_a_pool_of_another_gpu_type_says_that_profiles_are_not_used() -> None:
+    plan = planned(problem(an_llm_of("a", shape()), gpu="a100-80gb"), profile_set())
+    assert costs(plan) == {"a": "data sheet"}
+    assert plan.notes[-1].startswith("profiles of cpu are not used: the nodes have a100-80gb")
+
+
+@pytest.fixture
+async def search() -> AsyncIterator[SearchProcess]:
+    made = SearchProcess(Profiles.of([profile_set()]))
+    yield made
+    await made.close()
+
+
+async def test_the_planners_process_counts_with_the_same_profiles(search: SearchProcess) -> None:
+    asked = problem(an_llm_of("known", shape()), an_llm_of("like", shape(layers=8)))
+    choice = await search.choose(asked, deadline_s=60)
+    assert costs(choice.plan) == {"known": "measured", "like": "fitted"}
+    assert search.profiles == Profiles.of([profile_set()]).digest
+
+
+def test_other_profiles_are_another_question() -> None:
+    snapshot = a_world(an_llm("a")).snapshot()
+    bare, profiled = question(snapshot), question(replace(snapshot, profiles="abc"))
+    assert bare.inputs_hash != profiled.inputs_hash
