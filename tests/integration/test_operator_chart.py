@@ -57,3 +57,19 @@ def test_without_a_gateway_there_is_none(helm: Helm) -> None:
     documents = rendered(helm, "gateway.enabled=false")
     assert named(documents, "Deployment") == ["mux-operator"]
     assert named(documents, "Service") == []
+
+
+def test_profiles_are_mounted_where_the_operator_reads_them(helm: Helm) -> None:
+    documents = rendered(helm, "planner.profiles.configMap=step-times")
+    pod = next(d["spec"]["template"]["spec"] for d in documents if d["kind"] == "Deployment"
+               and d["metadata"]["name"] == "mux-operator")  # fmt: skip
+    (volume,) = (v for v in pod["volumes"] if v.get("configMap"))
+    assert volume["configMap"] == {"name": "step-times"}
+    (mount,) = (m for m in pod["containers"][0]["volumeMounts"] if m["name"] == volume["name"])
+    assert mount["readOnly"]
+    assert f"--profiles={mount['mountPath']}" in pod["containers"][0]["args"]
+
+
+def test_without_profiles_nothing_is_mounted(helm: Helm) -> None:
+    text = helm("template", "mux", str(CHART))
+    assert "profiles" not in text
