@@ -168,7 +168,10 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberReport:
-    """What a unit says of one member; states as in control.proto."""
+    """What a unit says of one member; states as in control.proto.
+
+    `seen_sms`: SMs that each of its hosts sees, 0 where that was not measured.
+    """
 
     model: ModelName
     served_name: str = ""
@@ -187,6 +190,7 @@ class MemberReport:
     tpot_seconds_sum: float = 0.0
     tpot_count: int = 0
     rejected: int = 0
+    seen_sms: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,15 +5,15 @@ that names the subject, the value, the limit and the fix.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from mux_core.carriers import live_carrier, out_of_reach, unmounted_claim
-from mux_core.comparison import WINDOW_S, predicted_figures
+from mux_core.comparison import predicted_figures
 from mux_core.planning import PlanReason
 from mux_core.pool_verdicts import Outcome, no, pool_status, waiting, yes
 from mux_core.problem import UNPLANNED, known_demand, name_losers, resolution, served_names, usable
-from mux_core.rates import TAU_S, fell, is_stale, rose, window
+from mux_core.rates import is_stale
 from mux_core.reasons import (
     REASONS,
     ConditionType,
@@ -24,12 +24,12 @@ from mux_core.reasons import (
 )
 from mux_core.routes import RouteTable
 from mux_core.routing import route_table
+from mux_core.seldom import seldom
 from mux_core.snapshot import CarrierState, LlmObject, MemberReport, Snapshot, UnitRecord
 from mux_core.status import (
     Condition,
     Figures,
     LlmStatus,
-    MeasuredDemand,
     PlacementStatus,
     StatusReport,
     Truth,
@@ -38,8 +38,6 @@ from mux_core.targets import ports, targets
 from mux_core.units import Bytes, ModelName, Percent, UnitId, format_bytes
 from mux_core.unitspec import Device, MemberSpec
 
-RATE_EVERY_S: Final = 30.0
-"""A status whose measured rate alone changed is not written more often than this."""
 TOLD_SHORT: Final = 0.05
 """Part of a model's demand that must be unserved by prediction for its status to say so."""
 SILENT_S: Final = 30.0
@@ -50,6 +48,7 @@ _REFUSALS: Final = {
     PlanReason.DOES_NOT_FIT: _R.DOES_NOT_FIT, PlanReason.TENANT_CONFLICT: _R.TENANT_CONFLICT,
     PlanReason.TENANT_ISOLATION: _R.TENANT_CONFLICT,
 }  # fmt: skip
+_WRONG_SHARES: Final = {reason.value: reason for reason in REASONS[_C.SHARE_VERIFIED][Truth.FALSE]}
 _RUNTIME: Final = {reason.value: reason for reason in REASONS[_C.RUNTIME_READY][Truth.FALSE]}
 
 
@@ -119,40 +118,13 @@ def _llm_status(view: _View) -> LlmStatus:
         predicted=_predicted(view), observed=view.snapshot.observed.get(item.name),
         previous=previous if previous != known else None,
     )  # fmt: skip
-    return _seldom(status, item.status, now=seen.now)
+    return seldom(status, item.status, now=seen.now)
 
 
 def _predicted(view: _View) -> Figures | None:
     """Of the plan that is carried out; while one is searched, what was last predicted."""
     item, models = view.item, view.outcome.plan.prediction.models
     return predicted_figures(models[item.name]) if item.name in models else item.status.predicted
-
-
-def _seldom(status: LlmStatus, before: LlmStatus, *, now: float) -> LlmStatus:
-    """Keeps what was measured and written while it is young, unless it says something else.
-
-    It changes all the time, and every write wakes everyone who watches.
-    """
-    demand = _seldom_demand(status.demand, before.demand)
-    observed, old = status.observed, before.observed
-    if old is not None:
-        # One that few requests stand behind would otherwise come and go all the time.
-        lasts = WINDOW_S if observed is None else RATE_EVERY_S if demand == before.demand else 0.0
-        observed = old if now - old.as_of < lasts else observed
-    return replace(status, demand=demand, observed=observed)
-
-
-def _seldom_demand(new: MeasuredDemand | None, old: MeasuredDemand | None) -> MeasuredDemand | None:
-    """The written rate while it is young or the new one worth little, unless it moved."""
-    if new is None:
-        return None
-    shown = MeasuredDemand(rate=round(new.rate, 2), source=new.source, as_of=float(int(new.as_of)),
-                           lasting=round(new.rate, 2))  # fmt: skip
-    if old is not None and old.source == new.source:
-        young = new.as_of - old.as_of < RATE_EVERY_S or window(new.age_s, TAU_S) < TAU_S
-        if young and not rose(new, old.rate) and not fell(new, old.rate):
-            shown = old
-    return shown
 
 
 def _resolved(view: _View) -> Condition:
@@ -327,10 +299,20 @@ def _share_verified(view: _View) -> Condition:
     pool = view.snapshot.seen.pool
     if pool is None or pool.spec.device is Device.CPU:
         return condition(_C.SHARE_VERIFIED, Truth.UNKNOWN, _R.NOT_APPLICABLE)
-    alone = all(len(record.spec.members) == 1 for record, _ in view.places)
-    if view.places and alone:
+    told = [view.told(record.unit) for record, _ in view.places]
+    serving = [m for m in told if m is not None and m.state == "Serving"]
+    wrong = next((m for m in told if m is not None and m.reason in _WRONG_SHARES), None)
+    if wrong is not None and not serving:
+        return no(_C.SHARE_VERIFIED, _WRONG_SHARES[wrong.reason], wrong.message)
+    if view.places and all(len(record.spec.members) == 1 for record, _ in view.places):
         return yes(_C.SHARE_VERIFIED, _R.NOT_SHARED)
-    return condition(_C.SHARE_VERIFIED, Truth.UNKNOWN, _R.NOT_MEASURED)
+    if view.places and len(serving) == len(told) and all(min(m.seen_sms, default=0) > 0
+                                                         for m in serving):  # fmt: skip
+        counts = ", ".join(str(sms) for m in serving for sms in m.seen_sms)
+        return yes(_C.SHARE_VERIFIED, _R.MEASURED, f"its hosts see {counts} SMs, as planned")
+    # A replica with a wrong share gets no steps; while another serves, that is worth a message.
+    return condition(_C.SHARE_VERIFIED, Truth.UNKNOWN, _R.NOT_MEASURED,
+                     wrong.message if wrong is not None else "")  # fmt: skip
 
 
 def _route_ready(view: _View) -> Condition:

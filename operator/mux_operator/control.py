@@ -265,7 +265,7 @@ def _member_report(status: pb.MemberStatus) -> MemberReport:
         restarts=sum(host.restarts for host in status.hosts),
         ttft_seconds_sum=counters.ttft_seconds_sum, ttft_count=counters.ttft_count,
         tpot_seconds_sum=counters.tpot_seconds_sum, tpot_count=counters.tpot_count,
-        rejected=counters.rejected,
+        rejected=counters.rejected, seen_sms=tuple(host.seen_sms for host in status.hosts),
     )  # fmt: skip
 
 

@@ -6,9 +6,10 @@ from decide_world import World, llm
 from mux_core.comparison import WINDOW_S
 from mux_core.planning import MemberEstimate, Prediction, stay
 from mux_core.pool_verdicts import Outcome
+from mux_core.seldom import RATE_EVERY_S
 from mux_core.status import Figures, LlmStatus, MeasuredDemand
 from mux_core.units import ModelName
-from mux_core.verdicts import RATE_EVERY_S, statuses
+from mux_core.verdicts import statuses
 
 A = ModelName("a")
 
