@@ -30,6 +30,9 @@ _INSPECT: Final = (
 )
 """The result goes where the kubelet reports it from: a pod needs no other way to us."""
 
+_GPU_ENVIRONMENT: Final = ({"name": "NVIDIA_DRIVER_CAPABILITIES", "value": "compute,utility"},)
+"""With it the container runtime puts the MPS daemon and NVML beside the driver's libraries."""
+
 
 def unit_config_map(record: UnitRecord, *, namespace: str, pool_uid: str) -> Manifest:
     """The record of a unit: its document and the GPUs it occupies."""
@@ -77,7 +80,7 @@ def unit_pod(
                 {"name": "run", "emptyDir": {}},
                 {"name": "scratch", "emptyDir": {}},
                 {"name": "shm", "emptyDir": {"medium": "Memory",
-                                             "sizeLimit": _mebibytes(_arena_bytes(record))}},
+                                             "sizeLimit": _mebibytes(_shared_bytes(record))}},
                 *(_claim_volume(claim) for claim in claims),
             ],
         },
@@ -159,6 +162,7 @@ def _unit_container(
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             {"name": "HOME", "value": names.SCRATCH_FOLDER},
             {"name": "TMPDIR", "value": names.SCRATCH_FOLDER},
+            *(_GPU_ENVIRONMENT if record.spec.device is Device.CUDA else ()),
         ],
         "ports": [{"name": name, "containerPort": port} for name, port in
                   (("http", 8000), ("internal", 8001), ("metrics", 8080), ("control", 9090))],
@@ -187,10 +191,15 @@ def _unit_resources(record: UnitRecord, pool: PoolSpec) -> Manifest:
 
 
 def _arena_bytes(record: UnitRecord) -> int:
-    """Weights and KV of all slots; on a GPU only the host's side of transfers stays here."""
+    """Weights and KV of all slots; on a GPU only what transfers need is asked for."""
     if record.spec.device is Device.CPU:
         return record.spec.memory_bytes * record.spec.gpus
     return _OVERHEAD_BYTES
+
+
+def _shared_bytes(record: UnitRecord) -> int:
+    """What /dev/shm may hold: arenas; on a GPU the weights, from which its hosts copy theirs."""
+    return record.spec.memory_bytes * record.spec.gpus
 
 
 def _mebibytes(value: int) -> str:

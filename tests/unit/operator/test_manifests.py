@@ -75,6 +75,17 @@ def test_a_cpu_unit_asks_for_no_gpu_and_a_cuda_unit_for_all_of_its_group(
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "1"}
 
 
+def test_a_cuda_unit_gets_the_mps_daemon_and_room_for_the_weights(record: UnitRecord) -> None:
+    cuda = replace(record, spec=replace(record.spec, device=Device.CUDA, memory_bytes=3 << 30))
+    spec = pod(cuda, replace(POOL, device=Device.CUDA))["spec"]
+    wanted = {"name": "NVIDIA_DRIVER_CAPABILITIES", "value": "compute,utility"}
+    assert wanted in spec["containers"][0]["env"]
+    assert wanted not in pod(record)["spec"]["containers"][0]["env"]
+    (shm,) = (v for v in spec["volumes"] if v["name"] == "shm")
+    assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "3072Mi"}
+    assert {"name": "shm", "mountPath": "/dev/shm"} in spec["containers"][0]["volumeMounts"]
+
+
 def test_a_unit_pod_is_seen_as_the_carrier_it_was_made_for(record: UnitRecord) -> None:
     made = pod(record)
     made["status"] = {"phase": "Running", "podIP": "10.1.2.3"}
