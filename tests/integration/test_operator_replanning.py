@@ -50,6 +50,22 @@ def plans(stack: Installed) -> list[dict[str, Any]]:
     return sorted(written, key=lambda plan: int(plan["metadata"]["name"].rpartition("r")[2]))
 
 
+def check_figures(stack: Installed) -> None:
+    """Predicted and observed of the busy model; what few requests stand behind is not there."""
+    statuses = {model: stack.kubectl.get("llm", model)["status"] for model in MODELS}
+    for status in statuses.values():
+        assert float(status["predicted"]["served"]) > 0
+        assert status["predicted"]["costs"] == "data sheet"
+    observed = statuses[BUSY]["observed"]
+    assert float(observed["rate"]) > 2
+    assert float(observed["served"]) > 0
+    assert "mean" in observed["ttft"]
+    assert "mean" in observed["tpot"]
+    assert observed["asOf"]
+    assert "attainment" not in observed, "no SLO, so none is met or missed"
+    assert all("observed" not in statuses[model] for model in MODELS if model != BUSY)
+
+
 async def test_a_tenfold_load_is_followed_live_and_what_it_started_stays(
     stack: Installed, checkpoints: dict[str, Path]
 ) -> None:
@@ -64,6 +80,7 @@ async def test_a_tenfold_load_is_followed_live_and_what_it_started_stays(
     await _until(lambda: len(plans(stack)) > known, "a new PlacementPlan", 10)
     await _until(lambda: len(places(stack, BUSY)) == 2, "a second replica starts", LOAD_S)
     check(await load, checkpoints)
+    check_figures(stack)
     await _until(lambda: _serving(stack) == {"Serving"}, "both replicas serve", 90)
 
     assert uids < {pod["metadata"]["uid"] for pod in stack.unit_pods()}, "no pod was replaced"
