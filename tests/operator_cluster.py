@@ -86,14 +86,19 @@ class Installed:
         return True
 
 
+PROFILES = "step-times"
 ONE_SLOT = ({"node": "node-0", "count": 1, "memory": "1Gi"},)
 
 
 @contextmanager
 def installed(
-    cluster: Cluster, models: Path, *, operators: int = 1, slots: Sequence[Any] = ONE_SLOT
-) -> Iterator[Installed]:
-    """The chart in a fresh namespace, `models` on the claim `models`, one CPU pool."""
+    cluster: Cluster, models: Path, *, operators: int = 1, slots: Sequence[Any] = ONE_SLOT,
+    profile: str = "",
+) -> Iterator[Installed]:  # fmt: skip
+    """The chart in a fresh namespace, `models` on the claim `models`, one CPU pool.
+
+    `profile`: the text of a profile file that the planner is given.
+    """
     name = f"mux-{secrets.token_hex(3)}"
     admin = cluster.kubectl()
     admin("create", "namespace", name)
@@ -103,8 +108,11 @@ def installed(
     admin.apply(volume(name, models))
     own.apply(claim(name))
     helm = cluster.helm(name)
-    helm("install", "mux", str(CHART), "--set", "image.tag=test", "--set",
-         f"operator.replicas={operators}")  # fmt: skip
+    values = ["image.tag=test", f"operator.replicas={operators}"]
+    if profile:
+        own.apply(profile_map(profile))
+        values.append(f"planner.profiles.configMap={PROFILES}")
+    helm("install", "mux", str(CHART), *(word for value in values for word in ("--set", value)))
     try:
         own.apply(pool_manifest(gpu={"static": list(slots)}))
         yield Installed(cluster=cluster, namespace=name, kubectl=own)
@@ -117,6 +125,11 @@ def installed(
 
 def apply_models(install: Installed, *names: str) -> None:
     install.kubectl.apply(*(llm_manifest(name) for name in names))
+
+
+def profile_map(text: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": PROFILES},
+            "data": {"here.json": text}}  # fmt: skip
 
 
 def volume(name: str, folder: Path) -> dict[str, Any]:
