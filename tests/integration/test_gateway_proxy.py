@@ -525,3 +525,5 @@ async def test_slo_results_are_counted_at_the_first_hop(generator: ScriptedGener
         name = "muxserve_model_slo_requests_total"
         assert value(gateway, name, hop="gateway", result="ttft_late") == 2
         assert value(gateway, name, hop="gateway", result="good") == 2
+        told = gateway.control.status().models["alpha-llm"]
+        assert (told.slo_judged, told.slo_met) == (4, 2)

@@ -76,6 +76,9 @@ def test_the_slo_result_of_each_request_is_counted_exactly() -> None:
         for result in SloResult
     }
     assert found == {"good": 1, "ttft_late": 1, "tpot_late": 1, "error": 1}
+    assert metrics.first_hop.judged == {M["model"]: Judged(judged=4, met=1)}
+    metrics.forget(M["model"])
+    assert metrics.first_hop.judged == {}, "it counts from zero when it comes back"
 
 
 def test_a_model_without_targets_is_not_judged() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from mux_core.routes import RouteTable
 from mux_core.snapshot import GatewayAddress, UnitAddress
+from mux_core.tally import Latencies, Tally
 from mux_core.units import ModelName, UnitId
 from mux_core.unitspec import Device, UnitSpec, from_json
 from mux_operator.control import Links
@@ -29,7 +30,9 @@ class Unit(UnitControlServicer):
 
     def __init__(self) -> None:
         self.status = pb.UnitStatus(unit="u0", start_id="one", generation=1)
-        self.status.members.add(model="a", state="Starting").counters.arrivals = 3
+        counters = pb.Counters(arrivals=3, finished=2, ttft_count=2, ttft_seconds_sum=3.0,
+                               ttft_counts=(1, 1), tpot_count=1, tpot_seconds_sum=0.5)  # fmt: skip
+        self.status.members.add(model="a", state="Starting", counters=counters, kv_used_bytes=64)
         self.told: list[UnitSpec] = []
         self.refusal = ""
 
@@ -54,8 +57,9 @@ class Gateway(GatewayControlServicer):
 
     async def Watch(self, request: object, context: object) -> AsyncIterator[pb.GatewayStatus]:
         while True:
+            counters = pb.Counters(arrivals=9, slo_judged=4, slo_met=3)
             yield pb.GatewayStatus(start_id="g", generation=self.generation,
-                                   models={"a": pb.Counters(arrivals=9)})  # fmt: skip
+                                   models={"a": counters})  # fmt: skip
             await asyncio.sleep(0.02)
 
 
@@ -94,6 +98,12 @@ async def test_what_a_unit_and_a_gateway_say_is_known(served: Served) -> None:
     assert report.members[ModelName("a")].state == "Starting"
     arrivals = {sample.source: sample.arrivals for sample in served.links.samples()}
     assert arrivals == {"unit/u0": {"a": 3}, "gateway/g0": {"a": 9}}
+    tallies = {sample.source: sample.tallies[ModelName("a")] for sample in served.links.samples()}
+    assert tallies == {
+        "unit/u0": Tally(finished=2, kv_used_bytes=64, tpot=Latencies(count=1, seconds=0.5),
+                         ttft=Latencies(count=2, seconds=3.0, by_bucket=(1, 1))),
+        "gateway/g0": Tally(judged=4, met=3),
+    }  # fmt: skip
 
 
 async def test_only_news_is_a_change(served: Served) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 
 from mux_core.engine import Phase
+from mux_core.tally import bucket
 from mux_runtime.openai import buckets
 from mux_runtime.scheduler.durations import STEP_EDGES, Durations
 from scheduler_builders import ToyScheduler, ask, collect, spec, unit
@@ -58,6 +59,9 @@ async def test_each_stage_gets_its_own_time() -> None:
     decode.let_one_pass()
     await second
     assert times(box) == ((0 + 3, 2), (5 + 4, 2), (7 + 11, 2))
+    counters = box.scheduler.members["a"].counters
+    for counts, seconds in ((counters.ttft_counts, (5, 7)), (counters.tpot_counts, (7, 11))):
+        assert [i for i, count in enumerate(counts) if count] == [bucket(s) for s in seconds]
     await box.scheduler.close()
 
 

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from mux_core.tally import BUCKETS
 from mux_core.unitspec import Device, to_json
 from mux_runtime.brain.control import Bell, UnitControl
 from mux_runtime.brain.members import UnitMembers, check_floors, check_member
@@ -18,6 +19,7 @@ from mux_runtime.front.metrics import model_exposition
 from mux_runtime.metrics import UnitCollector
 from mux_runtime.nvml import NvmlReason, NvmlUnavailable, open_nvml
 from mux_runtime.openai import buckets
+from mux_runtime.openai.series import Judged
 from scheduler_builders import ToyScheduler, ask, collect, geometry, spec, unit
 from unit_tree_builders import member, unit_spec
 
@@ -148,6 +150,20 @@ async def test_a_member_whose_tokenizer_is_missing_is_reported_failed(tmp_path: 
     assert (one.state, one.reason, one.permanent) == ("Failed", "TokenizerMissing", True)
     waiting = unit_status(members, "s", answering=set(), unanswerable={})
     assert waiting.members[0].state == "Starting"
+    await box.scheduler.close()
+
+
+async def test_latencies_and_slo_results_travel_with_the_counters(tmp_path: Path) -> None:
+    box = unit({"a": geometry(), "b": geometry()})
+    members = brain(box, tmp_path, "a", "b")
+    await box.serving("a", "b")
+    await collect(box, ask("r", count=3))
+    status = unit_status(members, "s", answering=None, unanswerable={},
+                         judged={"a": Judged(judged=5, met=4)})  # fmt: skip
+    a, b = (found.counters for found in status.members)
+    assert (a.slo_judged, a.slo_met, b.slo_judged) == (5, 4, 0)
+    assert (sum(a.ttft_counts), sum(a.tpot_counts), len(a.ttft_counts)) == (1, 1, BUCKETS)
+    assert sum(b.ttft_counts) == 0
     await box.scheduler.close()
 
 
