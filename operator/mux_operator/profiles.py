@@ -47,11 +47,11 @@ def read_profiles(paths: Iterable[Path]) -> Profiles:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """A folder's files by name; those that begin with a dot are the kubelet's."""
+    """The file, or a folder's by name; the kubelet's own folders in it are passed over."""
     if not path.is_dir():
         yield path
         return
-    files = sorted(f for f in path.iterdir() if not f.name.startswith(".") and f.is_file())
+    files = sorted(f for f in path.iterdir() if f.is_file())
     if not files:
         raise SpecError(f"profiles {path}: holds no file; put what muxserve profile wrote there, "
                         "or leave the setting out")  # fmt: skip

@@ -132,6 +132,12 @@ def test_a_restart_counts_from_zero_and_all_it_counted_is_new() -> None:
     assert found.served == pytest.approx(5.0, rel=0.05)
 
 
+def test_another_process_that_counted_more_is_another_process() -> None:
+    other = sample(61.0, 310, start="s2")
+    found = figures(after(*steady(60, 5), other), now=61.0)[A]
+    assert found.served == pytest.approx((300 + 310) / 61, rel=0.15)
+
+
 def test_a_member_that_left_and_came_back_counts_from_zero_too() -> None:
     again = [sample(61.0 + t, 5 * t) for t in range(30)]
     found = figures(after(*steady(60, 5), *again), now=90.0)[A]

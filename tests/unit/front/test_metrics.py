@@ -7,7 +7,7 @@ from mux_runtime.front.metrics import Finished, FrontMetrics, model_exposition
 from mux_runtime.gateway.metrics import GatewayMetrics
 from mux_runtime.generation import ServedModel
 from mux_runtime.openai import buckets
-from mux_runtime.openai.series import MAX_MODELS, OTHER, ModelLabels, SloResult, SloTargets
+from mux_runtime.openai.series import MAX_MODELS, OTHER, Judged, ModelLabels, SloResult, SloTargets
 
 MODEL = ServedModel(
     model="alpha-llm", served_name="alpha", path="", port=0, max_model_len=8, kv_limit_tokens=8,
