@@ -16,10 +16,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mux_core.planning import MemberEstimate
 from mux_core.rates import STALE_S, Sample
 from mux_core.status import Figures
-from mux_core.tally import BUCKETS, Latencies, Tally, quantile
+from mux_core.tally import BUCKETS, Tally, quantile
 from mux_core.units import ModelName
 
 WINDOW_S: Final = 120.0
@@ -32,9 +35,13 @@ _SHORTEST_S: Final = 0.2
 _HEAD: Final = 8
 _TTFT: Final = slice(_HEAD, _HEAD + BUCKETS)
 _TPOT: Final = slice(_HEAD + BUCKETS, _HEAD + 2 * BUCKETS)
+_LENGTH: Final = _HEAD + 2 * BUCKETS
+
+Row = NDArray[np.float64]
+"""All counters of a source and model: a head, then the buckets of both latencies if there are."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Stream:
     """One model at one source: counts at the last sample, and the same weighted by age.
 
@@ -45,8 +52,8 @@ class _Stream:
     start_id: str
     since: float
     at: float
-    counts: tuple[float, ...]
-    sums: tuple[float, ...]
+    counts: Row
+    sums: Row
     kv: float = 0.0
     held: bool = False
 
@@ -58,7 +65,7 @@ class _Stream:
     @property
     def is_quiet(self) -> bool:
         """Whether so little is left of what was counted that it begins anew."""
-        return sum(self.sums[:2]) < 1
+        return bool(self.sums[0] + self.sums[1] < 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +133,10 @@ def is_tested(predicted: Figures, observed: Figures) -> bool:
 
 
 def _figures(streams: Sequence[_Stream]) -> Figures | None:
-    sums = [sum(column) for column in zip(*(stream.sums for stream in streams), strict=True)]
-    arrived, finished, judged, met, ttft_count, ttft_s, tpot_count, tpot_s = sums[:_HEAD]
+    sums = np.zeros(_LENGTH)
+    for stream in streams:
+        sums[: len(stream.sums)] += stream.sums
+    arrived, finished, judged, met, ttft_count, ttft_s, tpot_count, tpot_s = sums[:_HEAD].tolist()
     if max(arrived, finished) < FEWEST:
         return None
     kv = [stream.kv / stream.window_s for stream in streams if stream.held]
@@ -135,14 +144,14 @@ def _figures(streams: Sequence[_Stream]) -> Figures | None:
         as_of=max(stream.at for stream in streams),
         rate=_rate(streams, 0) if arrived >= FEWEST else None,
         served=_rate(streams, 1),
-        ttft_mean_s=_mean(ttft_s, ttft_count), ttft_p99_s=_p99(sums[_TTFT]),
-        tpot_mean_s=_mean(tpot_s, tpot_count), tpot_p99_s=_p99(sums[_TPOT]),
+        ttft_mean_s=_mean(ttft_s, ttft_count), ttft_p99_s=_p99(sums[_TTFT].tolist()),
+        tpot_mean_s=_mean(tpot_s, tpot_count), tpot_p99_s=_p99(sums[_TPOT].tolist()),
         attainment=_mean(met, judged), kv_bytes=round(sum(kv)) if kv else None,
     )  # fmt: skip
 
 
 def _rate(streams: Sequence[_Stream], column: int) -> float:
-    return sum(stream.sums[column] / stream.window_s for stream in streams)
+    return float(sum(stream.sums[column] / stream.window_s for stream in streams))
 
 
 def _mean(total: float, count: float) -> float | None:
@@ -157,33 +166,33 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _counts(arrived: int, tally: Tally) -> tuple[float, ...]:
+def _counts(arrived: int, tally: Tally) -> Row:
     """All counters in a row, as `_figures` takes them apart."""
     ttft, tpot = tally.ttft, tally.tpot
     head = (arrived, tally.finished, tally.judged, tally.met, ttft.count, ttft.seconds, tpot.count,
             tpot.seconds)  # fmt: skip
-    return (*head, *_buckets(ttft), *_buckets(tpot))
-
-
-def _buckets(latencies: Latencies) -> tuple[int, ...]:
-    """None where another release counted by other edges."""
-    return latencies.by_bucket if len(latencies.by_bucket) == BUCKETS else (0,) * BUCKETS
+    # A gateway counts no latencies, and another release may count them by other edges.
+    known = len(ttft.by_bucket) == len(tpot.by_bucket) == BUCKETS
+    return np.array((*head, *ttft.by_bucket, *tpot.by_bucket) if known else head, dtype=np.float64)
 
 
 def _advanced(before: _Stream | None, sample: Sample, model: ModelName, tally: Tally) -> _Stream:
     counts = _counts(sample.arrivals.get(model, 0), tally)
-    if before is None or (before.is_quiet and counts == before.counts):
+    if (
+        before is None
+        or len(counts) != len(before.counts)
+        or (before.is_quiet and np.array_equal(counts, before.counts))
+    ):
         return _Stream(start_id=sample.start_id, since=sample.at, at=sample.at, counts=counts,
-                       sums=(0.0,) * len(counts))  # fmt: skip
-    fell = any(now < then for now, then in zip(counts, before.counts, strict=True))
-    base = (0.0,) * len(counts) if fell or before.start_id != sample.start_id else before.counts
+                       sums=np.zeros(len(counts)))  # fmt: skip
+    restarted = before.start_id != sample.start_id or bool((counts < before.counts).any())
     elapsed = sample.at - before.at
     kept = math.exp(-elapsed / WINDOW_S)
     new = WINDOW_S * (1 - kept)
     held = tally.kv_used_bytes
+    counted = counts if restarted else counts - before.counts
     return _Stream(
         start_id=sample.start_id, since=before.since, at=sample.at, counts=counts,
-        sums=tuple(was * kept + (now - then) * (new / elapsed)
-                   for was, now, then in zip(before.sums, counts, base, strict=True)),
+        sums=before.sums * kept + counted * (new / elapsed),
         kv=before.kv * kept + (held or 0) * new, held=held is not None,
     )  # fmt: skip
