@@ -2,14 +2,14 @@
 
 Little's law ties the batch of each member to its rate: b = r * output tokens * step time, and the
 step time grows with b, with the unit's prefills and with the memory bus that all decodes share. The
-fixed point is found from below, so it is the least one, where the unit settles. Prefills queue
-for the unit (M/G/1). A unit carries its members when each stays at or below `headroom` of every
-resource and meets its service level.
+fixed point is found from below, so it is the least one, where the unit settles. Requests wait
+for prefills and for KV (`waiting`). A unit carries its members when each stays at or below
+`headroom` of every resource and meets its service level.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import erf, exp, inf, log, sqrt
+from math import erf, exp, inf, sqrt
 
 from mux_core.costmodel.hardware import gpu_type
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference, bus_share
@@ -23,6 +23,7 @@ from mux_core.estimator.memory import (
     room_bytes,
 )
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitOutcome
+from mux_core.estimator.waiting import Holding, Queue, Stream, for_kv, for_prefills
 from mux_core.footprint import layout_error
 from mux_core.llm import Llm
 from mux_core.placement import Share
@@ -31,6 +32,8 @@ from mux_core.units import Bytes, Percent
 
 ROUNDS = 40
 P99 = 2.33
+BATCHED = 4.0
+"""Prompts that a prefill takes together where they wait."""
 LEAST_PERCENT = 10
 MOST_KNOWN = 50_000
 CPU_PERCENT = 50
@@ -41,12 +44,16 @@ two steps on halves beat one after the other (`benchmarks/bench_up_vs_separate.p
 
 @dataclass(slots=True, kw_only=True)
 class _Costs:
-    """What one LLM costs on one kind of group, whatever its rate and share."""
+    """What one LLM costs on one kind of group, whatever its rate and share.
+
+    `prefill_s`: seconds per prompt when prompts are batched; `first_s`: of a prompt by itself.
+    """
 
     llm: Llm
     profile: Profile
     tensor: int
     prefill_s: float
+    first_s: float
     sequence_bytes: float
     token_bytes: float
     held_bytes: float
@@ -224,21 +231,24 @@ class QueueingUnits:
     def _costs_of(self, kind: GroupKind, llm: Llm) -> _Costs:
         demand = llm.demand
         profile = self._profile(llm, kind.gpu)
-        few = 4.0
-        prefill = profile.prefill_s(
-            tensor=kind.gpus, percent=100, batch=few, tokens=demand.prompt_tokens
-        )
+
+        def prefill_s(batch: float) -> float:
+            return profile.prefill_s(
+                tensor=kind.gpus, percent=100, batch=batch, tokens=demand.prompt_tokens
+            )
+
         return _Costs(
             llm=llm,
             profile=profile,
             tensor=kind.gpus,
-            prefill_s=prefill / few,
+            prefill_s=prefill_s(BATCHED) / BATCHED,
+            first_s=prefill_s(1.0),
             sequence_bytes=kv_per_token(llm) * (demand.prompt_tokens + demand.output_tokens),
             token_bytes=kv_per_token(llm),
             held_bytes=self._held_bytes(llm, kind),
             kv_floor=kv_floor_bytes(llm, kind),
             largest=profile.largest_batch(kind.gpus),
-            context=demand.prompt_tokens + demand.output_tokens / 2,
+            context=demand.prompt_tokens + demand.output_tokens,
             overhead_s=overhead_s(llm),
             output_tokens=demand.output_tokens,
         )
@@ -249,20 +259,29 @@ class QueueingUnits:
         prefill_busy = self._prefill_busy(states)
         room = self.room_bytes(kind) - sum(state.costs.held_bytes for state in states)
         need = sum(state.batch * state.costs.sequence_bytes for state in states)
+        factor = self._prefill_factor
         unit = _Unit(
             prefill_busy=prefill_busy,
-            wait=_mean_wait(states, prefill_busy),
+            prefill_factor=factor,
+            prefills=for_prefills([_stream(state, factor) for state in states], prefill_busy),
             room=room,
             kv_use=need / room if room > 0 else float("inf"),
             kv_weight=sum(_kv_weight(state) for state in states),
         )
-        members = tuple(_member(kind, state, unit) for state in states)
+        queues = for_kv([_holding(state) for state in states], room)
+        members = tuple(
+            _member(kind, state, unit, queue) for state, queue in zip(states, queues, strict=True)
+        )
         return self._verdict(kind, states, members, room)
 
     def _prefill_busy(self, states: list[_State]) -> float:
         """The share of time that prefills run."""
-        slower = self.interference.prefill_factor(decoding=len(states) > 1)
-        return sum(s.ask.rate * s.costs.prefill_s for s in states) * slower
+        return sum(s.ask.rate * s.costs.prefill_s for s in states) * self._prefill_factor
+
+    @property
+    def _prefill_factor(self) -> float:
+        """On every prefill: there are decodes beside it, its own LLM's at least."""
+        return self.interference.prefill_factor(decoding=True)
 
     def _settle(self, kind: GroupKind, states: list[_State], limits: "_Limits") -> bool:
         """Batches and step times at the fixed point; False where they grow beyond the limits."""
@@ -383,14 +402,16 @@ class _Unit:
     """What a settled unit's members share."""
 
     prefill_busy: float
-    wait: float
+    prefill_factor: float
+    prefills: Queue
     room: float
     kv_use: float
     kv_weight: float
 
 
-def _member(kind: GroupKind, state: _State, unit: _Unit) -> MemberOutcome:
+def _member(kind: GroupKind, state: _State, unit: _Unit, for_kv: Queue) -> MemberOutcome:
     costs, step_s = state.costs, state.step_s
+    prefill_s = costs.first_s * unit.prefill_factor
     decode_use = max(0.0, 1 - state.curve.at(1.0) / step_s) if step_s else 0.0
     use = max(unit.kv_use, unit.prefill_busy, state.batch / costs.largest, decode_use)
     spread = state.curve.at(state.batch + P99 * sqrt(state.batch))
@@ -403,11 +424,11 @@ def _member(kind: GroupKind, state: _State, unit: _Unit) -> MemberOutcome:
         or Share(prefill=_prefill_percent(kind, state.ask), decode=Percent(state.percent)),
         kv=Bytes(int(kv)),
         utilisation=use,
-        ttft_mean_s=unit.wait + costs.prefill_s,
-        ttft_p99_s=_wait_p99(unit.wait, unit.prefill_busy) + costs.prefill_s,
+        ttft_mean_s=unit.prefills.mean + for_kv.mean + prefill_s,
+        ttft_p99_s=unit.prefills.p99 + for_kv.p99 + prefill_s,
         tpot_mean_s=step_s,
         tpot_p99_s=tpot_p99,
-        attainment=_attainment(state, use, tpot_p99, unit),
+        attainment=_attainment(state, use, tpot_p99, unit, for_kv),
     )
 
 
@@ -419,30 +440,21 @@ def _served(outcome: UnitOutcome) -> float:
     return sum(member.served for member in outcome.members)
 
 
-def _mean_wait(states: Sequence[_State], busy: float) -> float:
-    """Mean wait for the unit's prefills: Allen-Cunneen's M/G/1 with the arrivals' burstiness."""
-    rate = sum(state.ask.rate for state in states)
-    if rate <= 0:
-        return 0.0
-    if busy >= 1:
-        return float("inf")
-    mean = sum(s.ask.rate * s.costs.prefill_s for s in states) / rate
-    square = sum(s.ask.rate * s.costs.prefill_s**2 for s in states) / rate
-    burst = sum(s.ask.rate * s.ask.llm.demand.burstiness for s in states) / rate
-    # Prompt lengths vary about as much as their mean (ShareGPT), hence one more mean squared.
-    variation = (square + mean * mean) / (mean * mean) if mean > 0 else 1.0
-    return busy * mean / (1 - busy) * (burst + variation - 1) / 2
+def _stream(state: _State, factor: float) -> Stream:
+    ask, prefill_s = state.ask, state.costs.first_s * factor
+    return Stream(rate=ask.rate, prefill_s=prefill_s, burstiness=ask.llm.demand.burstiness)
 
 
-def _wait_p99(wait: float, busy: float) -> float:
-    """99th percentile of an exponential tail with mass `busy` and mean `wait`."""
-    if wait <= 0 or busy <= 0.01:
-        return 0.0
-    return wait / busy * log(100 * busy)
+def _holding(state: _State) -> Holding:
+    costs = state.costs
+    held_s = costs.output_tokens * state.step_s
+    return Holding(requests=state.batch, bytes=costs.sequence_bytes, seconds=held_s)
 
 
-def _attainment(state: _State, use: float, tpot_p99: float, unit: _Unit) -> float | None:
-    """Share of requests that meet TTFT and TPOT; waiting and batch size taken as independent."""
+def _attainment(
+    state: _State, use: float, tpot_p99: float, unit: _Unit, for_kv: Queue
+) -> float | None:
+    """Share of requests that meet TTFT and TPOT; waits and batch size taken as independent."""
     slo = state.ask.llm.slo
     if slo is None:
         return None
@@ -450,11 +462,10 @@ def _attainment(state: _State, use: float, tpot_p99: float, unit: _Unit) -> floa
         return 0.0
     met = 1.0
     if slo.ttft_s is not None:
-        spare = slo.ttft_s - state.costs.prefill_s
+        spare = slo.ttft_s - state.costs.first_s * unit.prefill_factor
         if spare < 0:
             return 0.0
-        busy, wait = unit.prefill_busy, unit.wait
-        met *= 1.0 if wait <= 0 else 1 - busy * exp(-spare * busy / wait)
+        met *= unit.prefills.within(spare) * for_kv.within(spare)
     if slo.tpot_s is not None:
         mean = state.step_s
         deviation = max((tpot_p99 - mean) / P99, 1e-3 * mean)
