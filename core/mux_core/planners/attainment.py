@@ -8,22 +8,24 @@ comes to its target, not only by whether it meets it: else nothing would seem to
 misses it by far.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from math import erf, sqrt
 
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome
 from mux_core.llm import Slo
-from mux_core.planners.packing import Bin, Key
+from mux_core.planners.packing import Bin, Key, Oracle
 from mux_core.planners.search import Inserter, Packing, replicas_of
 
 LEAST_GAIN = 1e-6
-GRADES = (1.0, 1.5, 2.5, 4.0, 10.0)
-"""Multiples of the target; meeting it counts for all of them."""
+GRADES = {1.0: 3.0, 1.5: 2.0, 2.5: 3.0, 4.0: 3.0, 10.0: 2.0}
+"""Multiples of the target, and how much it counts to meet each; meeting the target is all."""
 P99 = 2.33
 UNEVEN = 1.4
 """What requests hold varies by their number, and by lengths that vary as much as their mean."""
+LEAST_SERVED = 0.5
+"""Part of the worst ratio without regard to attainment that every member keeps in any case."""
 WORST_BINS = 4
 """Groups that miss most; only from them rates move to others."""
 FREE = 0.5
@@ -43,6 +45,20 @@ class _Change:
         yield from self.opened
 
 
+def with_all_arrivals(packing: Packing, oracle: Oracle) -> Packing:
+    """What is planned to stay unserved arrives all the same, at the replicas there are."""
+    if not packing.unserved:
+        return packing
+    held: dict[int, float] = {}
+    for index, rate in chain.from_iterable(there.members for there in packing.bins):
+        held[index] = held.get(index, 0.0) + rate
+    asked = packing.copy()
+    for at, there in enumerate(packing.bins):
+        all_rates = [(i, rate * oracle.items[i].rate / held[i]) for i, rate in there.members]
+        asked.bins[at] = oracle.make(there.kind, all_rates, there.fixed)
+    return asked
+
+
 def spend_spare_gpus(packing: Packing, spending: "Spending") -> Iterator[Packing]:
     """Better and better packings, starting with the given one."""
     yield packing
@@ -53,9 +69,13 @@ def spend_spare_gpus(packing: Packing, spending: "Spending") -> Iterator[Packing
 
 @dataclass(slots=True)
 class Spending:
-    """Judges bins by how nearly their requests meet the SLO; remembers every judgement."""
+    """Judges bins by how nearly their requests meet the SLO; remembers every judgement.
+
+    `floor`: part of its rate that no change may take a member below, whatever the others gain.
+    """
 
     inserter: Inserter
+    floor: float = LEAST_SERVED
     _met: dict[tuple[GroupKind, Key], float] = field(default_factory=dict)
 
     def attained(self, packing: Packing) -> float:
@@ -73,9 +93,12 @@ class Spending:
         """The change that gains most per GPU it adds, carried out; None if none gains."""
         best: tuple[float, Packing] | None = None
         for change in chain(_divisions(packing, self.inserter), self._shifts(packing)):
-            before = sum(self.met(packing.bins[position]) for position in change.replaced)
+            replaced = [packing.bins[position] for position in change.replaced]
+            before = sum(map(self.met, replaced))
             gain = sum(map(self.met, change.made)) - before
             if gain <= LEAST_GAIN * max(1.0, before):
+                continue
+            if not self._keeps_floor(change.made, replaced):
                 continue
             candidate = _changed(packing, change)
             worth = gain / max(FREE, candidate.gpus - packing.gpus)
@@ -83,6 +106,24 @@ class Spending:
             if better and self.inserter.capacity.holds(candidate.counts):
                 best = worth, candidate
         return best[1] if best else None
+
+    def _keeps_floor(self, made: Iterable[Bin], replaced: Iterable[Bin]) -> bool:
+        """Whether every member is served enough: many do not gain what ruins a few."""
+        worst = min(map(self.worst, made))
+        return worst >= self.floor or worst >= min(map(self.worst, replaced))
+
+    def worst(self, there: Bin) -> float:
+        """The least part of its rate that a member of the bin is served."""
+        oracle = self.inserter.oracle
+        if oracle.fits(there.kind, there.members):
+            return 1.0
+        found = oracle.estimator.outcome(there.kind, self._asks(there)).members
+        rates = (rate for _, rate in there.members)
+        return min(one.served / rate for one, rate in zip(found, rates, strict=True))
+
+    def _asks(self, there: Bin) -> list[Ask]:
+        items = self.inserter.oracle.items
+        return [Ask(llm=items[index].llm, rate=rate) for index, rate in there.members]
 
     def _shifts(self, packing: Packing) -> Iterator[_Change]:
         """From the bins that miss most: a member, or half its rate, to another bin."""
@@ -94,9 +135,8 @@ class Spending:
                     yield from _moved(packing, source, target, self.inserter)
 
     def _judge(self, there: Bin) -> float:
-        oracle = self.inserter.oracle
-        asks = [Ask(llm=oracle.items[index].llm, rate=rate) for index, rate in there.members]
-        members = oracle.estimator.outcome(there.kind, asks).members
+        asks = self._asks(there)
+        members = self.inserter.oracle.estimator.outcome(there.kind, asks).members
         pairs = list(zip(asks, members, strict=True))
         running = sum(a.rate * a.llm.demand.output_tokens * (m.tpot_mean_s or 0) for a, m in pairs)
         return sum(
@@ -113,9 +153,17 @@ def nearness(slo: Slo | None, found: MemberOutcome, running: float) -> float:
         return 1.0
     if found.utilisation >= 1:
         return 0.0
-    shares = [_within(slo, found, grade) for grade in GRADES[1:]]
+    shares = [found.attainment, *(_within(slo, found, grade) for grade in list(GRADES)[1:])]
     calm = _calm(found.utilisation, running)
-    return calm * (found.attainment + sum(shares)) / len(GRADES)
+    met = sum(weight * share for weight, share in zip(GRADES.values(), shares, strict=True))
+    return _patience(slo, found) * calm * met / sum(GRADES.values())
+
+
+def _patience(slo: Slo, found: MemberOutcome) -> float:
+    """Less than 1 where even the mean wait passes the target: few wait, but they wait long."""
+    if slo.ttft_s is None or not found.ttft_mean_s:
+        return 1.0
+    return min(1.0, slo.ttft_s / found.ttft_mean_s)
 
 
 def _calm(use: float, running: float) -> float:

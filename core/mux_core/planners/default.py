@@ -12,7 +12,12 @@ from random import Random
 from mux_core.estimator.queueing import QueueingUnits
 from mux_core.estimator.unit import Ask, UnitEstimator
 from mux_core.planners.assembly import Draft, place_drafts
-from mux_core.planners.attainment import Spending, spend_spare_gpus
+from mux_core.planners.attainment import (
+    LEAST_SERVED,
+    Spending,
+    spend_spare_gpus,
+    with_all_arrivals,
+)
 from mux_core.planners.capacity import Capacity, capacity_of
 from mux_core.planners.explaining import alternatives, notes, unplaced
 from mux_core.planners.forecast import predict
@@ -232,17 +237,23 @@ class _Run:
 
         A place for every LLM comes before all attainment.
         """
-        best: tuple[int, float] | None = None
-        spending = Spending(self._inserter())
+        best: tuple[int, bool, float] | None = None
         alone = Oracle(self.oracle.estimator, replace(self.problem.policy, allow_sharing=False))
         for item in self.items:
             alone.add(item.llm, item.rate, self.capacity.kinds)
-        starts = [self._last(self.fresh().packings()), self._unshared(alone)]
+        shared = self._last(self.fresh().packings())
+        floor = LEAST_SERVED * service_of(shared, self.items).worst
+        spending = Spending(self._inserter(), floor)
+        starts = [shared, self._unshared(alone)]
+        if shared.unserved:
+            starts.append(with_all_arrivals(shared, self.oracle))
         for start in starts:
-            for packing in spend_spare_gpus(start, spending):
+            for found in spend_spare_gpus(start, spending):
+                packing = with_all_arrivals(found, self.oracle)
                 placed = sum(replicas_of(packing, item) > 0 for item in self.items)
-                worth = placed, spending.attained(packing)
-                if best is None or worth > (best[0], best[1] + 1e-9):
+                fair = all(spending.worst(there) >= floor for there in packing.bins)
+                worth = placed, fair, spending.attained(packing)
+                if best is None or worth > (best[0], best[1], best[2] + 1e-9):
                     best = worth
                     yield packing
 

@@ -5,7 +5,12 @@ from dataclasses import replace
 from mux_core.estimator.queueing import QueueingUnits
 from mux_core.estimator.unit import Ask, GroupKind
 from mux_core.llm import Slo
-from mux_core.planners.attainment import Spending, nearness, spend_spare_gpus
+from mux_core.planners.attainment import (
+    Spending,
+    nearness,
+    spend_spare_gpus,
+    with_all_arrivals,
+)
 from mux_core.planners.capacity import capacity_of
 from mux_core.planners.packing import Oracle
 from mux_core.planners.search import Inserter, Packing
@@ -69,3 +74,23 @@ def test_nothing_is_spent_where_nothing_gains():
     spending = spending_of({"a": 0.1}, gpus=1)
     start = packed(spending, {0: 0.1})
     assert list(spend_spare_gpus(start, spending)) == [start]
+
+
+def test_what_is_planned_to_stay_unserved_arrives_at_the_replicas_there_are():
+    spending = spending_of({"a": 8.0, "b": 4.0}, gpus=2)
+    start = packed(spending, {0: 1.0, 1: 4.0}, {0: 3.0})
+    start.unserved[0] = 4.0
+    found = with_all_arrivals(start, spending.inserter.oracle)
+    assert [dict(there.members) for there in found.bins] == [{0: 2.0, 1: 4.0}, {0: 6.0}]
+
+
+def test_too_much_load_for_all_is_not_left_to_one_llm():
+    spending = spending_of({"a": 9.0, "b": 9.0, "c": 9.0}, gpus=2)
+    start = packed(spending, {0: 9.0, 1: 4.5}, {1: 4.5, 2: 9.0})
+    least = min(map(spending.worst, start.bins))
+    floors = {}
+    for part in (0.0, 0.9):
+        free = replace(spending, floor=part * least)
+        *_, last = spend_spare_gpus(start, free)
+        floors[part] = min(map(free.worst, last.bins))
+    assert floors[0.0] < 0.9 * least <= floors[0.9]
