@@ -18,7 +18,7 @@ from mux_operator.release import release
 from mux_runtime.engines.checkpoint_files import read_model_config
 from mux_runtime.profiling.devices import cores, cpu_name
 from profile_builders import MADE, model_profile, profile_set
-from up_server import UpServer, fetch, up_on
+from up_server import UpServer, fetch, up_on, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
@@ -80,6 +80,32 @@ def check_sides(model: dict[str, Any], fates: list[Fate]) -> None:
     assert "kv" not in predicted, "the planner predicts none per model"
 
 
+def as_of(server: UpServer, model: str) -> str:
+    return str(server.model(model)["observed"].get("asOf", ""))
+
+
+async def a_unit_that_starts_anew_invents_nothing(
+    server: UpServer, models: dict[str, Path], fates: list[Fate]
+) -> None:
+    """Its counters begin at zero; rates and latencies stay what clients saw of them."""
+    (brain,) = server.role("mux_runtime brain")
+    brain.kill()
+    await asyncio.to_thread(
+        wait_until, lambda: server.role("mux_runtime brain") not in ([], [brain])
+    )
+    await asyncio.to_thread(wait_until, lambda: all(server.model(m)["ready"] for m in models))
+    before = {name: as_of(server, name) for name in models}
+    for _ in range(ROUNDS):
+        asks = [ask for name in models for ask in steady_asks(name, RATE, ROUND_S)]
+        fates += await run_load(server.url, asks)
+        if all(as_of(server, name) > before[name] for name in models):
+            break
+    assert [fate for fate in fates if fate.broken] == []
+    for name in models:
+        check_sides(server.model(name), fates)
+        assert float(server.model(name)["observed"]["served"]) < 2 * RATE
+
+
 async def test_predicted_and_observed_stand_side_by_side_under_load(
     server: UpServer, checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +134,8 @@ async def test_predicted_and_observed_stand_side_by_side_under_load(
     told = capsys.readouterr().out
     assert told.count("  predicted arrives 4/s  served 4/s  ttft ") == len(checkpoints)
     assert told.count("  observed  arrives ") == len(checkpoints)
+
+    await a_unit_that_starts_anew_invents_nothing(server, checkpoints, fates)
     assert await asyncio.to_thread(server.end) == 0
     assert server.leftovers() == []
 
