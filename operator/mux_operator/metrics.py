@@ -19,6 +19,7 @@ _POOL = ("namespace", "pool")
 _MODEL = (*_POOL, "model")
 _NAMED = ("mux_namespace", "pool", "model", "model_name")
 """`namespace` would be the scraper's own; older series still carry it."""
+_Values = dict[tuple[Gauge, tuple[str, ...]], float]
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class Metrics:
     attainment_error: Gauge = field(init=False)
     latency: Gauge = field(init=False)
     _models: dict[PoolKey, set[str]] = field(default_factory=dict)
+    _compared: dict[PoolKey, _Values] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         registry = self.registry
@@ -98,7 +100,6 @@ class Metrics:
                                    registry=registry)  # fmt: skip
         self.slo_target = Gauge("muxserve_model_slo_target_seconds", "Target of one request.",
                                 (*_MODEL, "signal"), registry=registry)  # fmt: skip
-
         self.attainment = Gauge("muxserve_model_slo_attainment_ratio",
                                 "Share of requests within the SLO.", (*_NAMED, "kind"),
                                 registry=registry)  # fmt: skip
@@ -114,26 +115,33 @@ class Metrics:
         self, key: PoolKey, report: StatusReport, observed: Mapping[ModelName, Figures]
     ) -> None:
         """Shows what was predicted of each model of one pool beside what it was seen to get."""
-        for gauge in (self.attainment, self.attainment_error, self.latency):
-            gauge.remove_by_labels({"mux_namespace": key.namespace, "pool": key.name})
+        values: _Values = {}
         for model, status in report.llms.items():
-            labels = (*_pool(key), model, status.served_name)
+            labels: tuple[str, ...] = (*_pool(key), model, status.served_name)
             predicted, seen = status.predicted, observed.get(model)
-            for kind, found in (("predicted", predicted), ("observed", seen)):
-                self._show_figures(labels, kind, found or Figures())
+            values |= self._figures(labels, "predicted", predicted or Figures())
+            values |= self._figures(labels, "observed", seen or Figures())
             error = attainment_error(predicted, seen)
             if error is not None:
-                self.attainment_error.labels(*labels).set(error)
+                values[self.attainment_error, labels] = error
+        before = self._compared.get(key, {})
+        for gauge, gone in before.keys() - values.keys():
+            gauge.remove(*gone)
+        for (gauge, labels), value in values.items():
+            if before.get((gauge, labels)) != value:
+                gauge.labels(*labels).set(value)
+        self._compared[key] = values
 
-    def _show_figures(self, labels: tuple[str, ...], kind: str, found: Figures) -> None:
-        if found.attainment is not None:
-            self.attainment.labels(*labels, kind).set(found.attainment)
-        for signal, stat, seconds in (
-            ("ttft", "mean", found.ttft_mean_s), ("ttft", "p99", found.ttft_p99_s),
-            ("tpot", "mean", found.tpot_mean_s), ("tpot", "p99", found.tpot_p99_s),
-        ):  # fmt: skip
-            if seconds is not None:
-                self.latency.labels(*labels, signal, stat, kind).set(seconds)
+    def _figures(self, labels: tuple[str, ...], kind: str, found: Figures) -> _Values:
+        """Series and values of those that are known."""
+        values = {
+            (self.attainment, (*labels, kind)): found.attainment,
+            (self.latency, (*labels, "ttft", "mean", kind)): found.ttft_mean_s,
+            (self.latency, (*labels, "ttft", "p99", kind)): found.ttft_p99_s,
+            (self.latency, (*labels, "tpot", "mean", kind)): found.tpot_mean_s,
+            (self.latency, (*labels, "tpot", "p99", kind)): found.tpot_p99_s,
+        }
+        return {series: value for series, value in values.items() if value is not None}
 
     def asked(self, key: PoolKey, snapshot: Snapshot) -> None:
         """Shows what is asked of each model of one pool, and how old its measured rate is."""
