@@ -45,23 +45,23 @@ class Curve:
         return self._read(self.prefill_s, batch)
 
     def least_batch(self, rate: float, prefill_s: float, start: int, cap: int) -> int:
-        """The smallest batch from `start` on that serves `rate` beside `prefill_s`, else `cap`."""
-        at = bisect_left(self.batches, start)
-        batch = start
+        """The smallest batch from `start` on that serves `rate` beside `prefill_s`, else `cap`.
+
+        Not for interpolated times: between two measured batches a larger one serves more.
+        """
         per_sequence = 1.0 - rate * self.output_tokens * self.overhead_s
-        if per_sequence <= 0:
-            return max(batch, cap)
-        while batch < cap:
+        for at in range(bisect_left(self.batches, start), len(self.batches)):
             end = min(self.batches[at], cap)
-            if not self.interpolate:
+            if self.throughput(end, prefill_s) >= rate:
                 spent = self.output_tokens * self.decode_s[at] + prefill_s
-                batch = max(batch, min(end, int(rate * spent / per_sequence) - 1))
-            while batch <= end:
-                if batch / (self.steps[batch] * self.output_tokens + prefill_s) >= rate:
-                    return batch
-                batch += 1
-            at += 1
-        return min(batch, cap)
+                batch = max(start, int(rate * spent / per_sequence) - 1)
+                while self.throughput(batch, prefill_s) < rate:
+                    batch += 1
+                return batch
+            if end >= cap:
+                break
+            start = end + 1
+        return cap
 
     def throughput(self, batch: int, prefill_s: float) -> float:
         """Requests/s of a batch beside `prefill_s` seconds of prefills per cycle."""

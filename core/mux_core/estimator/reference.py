@@ -66,7 +66,9 @@ class ReferenceUnits:
         return tuple(sorted(found))
 
     def cost_key(self, llm: Llm) -> Hashable:
-        return (llm.profile or llm.geometry, llm.sharing.min_percent, llm.sharing.max_percent)
+        sharing = llm.sharing
+        return (llm.profile or llm.geometry, llm.weight_bytes, sharing.kv_request,
+                sharing.min_percent, sharing.max_percent)  # fmt: skip
 
     def footprint(self, llm: Llm, kind: GroupKind) -> float:
         model = self._model(llm, kind.gpu)
@@ -120,6 +122,8 @@ class ReferenceUnits:
         self, kind: GroupKind, asks: Sequence[Ask], tenants: list[Tenant], kv: list[float]
     ) -> tuple[list[Percent], list[_Growing]]:
         percents, grown = self._least_shares(kind, asks, tenants, kv)
+        if sum(percents) > 100 >= sum(least := self._least(asks)):
+            return self._divided(kind, asks, tenants, kv, least)
         if len(asks) == 1 or _unmet(grown):
             return percents, grown
         return self._spread(kind, asks, tenants, kv, percents, grown)
@@ -128,7 +132,7 @@ class ReferenceUnits:
         self, kind: GroupKind, asks: Sequence[Ask], tenants: list[Tenant], kv: list[float]
     ) -> tuple[list[Percent], list[_Growing]]:
         """The smallest shares that suffice for everyone, where there are any."""
-        percents = [_least(ask.llm, self.step) for ask in asks]
+        percents = self._least(asks)
         spare = 100 - sum(percents)
         most = [
             Percent(min(ask.llm.sharing.max_percent, percent + spare))
@@ -138,6 +142,24 @@ class ReferenceUnits:
         # Where even all the spare percent for everyone is too little, no division of it will do.
         if spare <= 0 or len(asks) == 1 or _unmet(grown):
             return (most if len(asks) == 1 else percents), grown
+        percents = self._needed(kind, kv, percents, grown)
+        if sum(percents) > 100:
+            return percents, grown
+        return self._divided(kind, asks, tenants, kv, percents)
+
+    def _least(self, asks: Sequence[Ask]) -> list[Percent]:
+        least = max(LEAST_PERCENT, self.step)
+        return [Percent(max(least, ask.llm.sharing.min_percent or 0)) for ask in asks]
+
+    def _divided(
+        self,
+        kind: GroupKind,
+        asks: Sequence[Ask],
+        tenants: list[Tenant],
+        kv: list[float],
+        percents: list[Percent],
+    ) -> tuple[list[Percent], list[_Growing]]:
+        """The neediest gets more until nobody needs more, or there is no more to give."""
         while True:
             grown = self._grow(kind, tenants, kv, percents)
             needy = [
@@ -151,6 +173,25 @@ class ReferenceUnits:
             if raised is None:
                 return percents, grown
             percents = raised
+
+    def _needed(
+        self, kind: GroupKind, kv: list[float], least: list[Percent], most: list[_Growing]
+    ) -> list[Percent]:
+        """The smallest shares that suffice beside prefills as short as with the largest shares."""
+        prefill = sum(member.curve.prefills[member.batch] for member in most)
+        needed = list(least)
+        for index, (member, gb) in enumerate(zip(most, kv, strict=True)):
+            tenant = member.tenant
+            rate = tenant.rate
+            above = [p for p in self._levels(tenant.model, kind.gpus)[1:] if p > least[index]]
+            for percent in (least[index], *above):
+                curve = self.curve(tenant, kind.gpus, percent)
+                cap = self._curves.cap(tenant, curve, gb)
+                batch = curve.least_batch(rate, prefill, min(1, cap), cap)
+                if curve.throughput(batch, prefill) >= rate:
+                    needed[index] = Percent(percent)
+                    break
+        return needed
 
     def _raise_one(
         self,
@@ -293,11 +334,14 @@ def _leap(members: Sequence[_Growing]) -> bool:
         prefill = sum(member.curve.prefills[member.batch] for member in members)
         moved = False
         for member in members:
-            batch = member.curve.least_batch(member.tenant.rate, prefill, member.batch, member.cap)
-            if batch > member.curve.rising_to:
+            curve, had = member.curve, member.batch
+            if had >= member.cap or curve.throughput(had, prefill) >= member.tenant.rate:
+                continue
+            batch = curve.least_batch(member.tenant.rate, prefill, had, member.cap)
+            if batch > curve.rising_to:
                 return False
-            if batch != member.batch:
-                member.batch, moved = batch, True
+            prefill += curve.prefills[batch] - curve.prefills[had]
+            member.batch, moved = batch, True
         if not moved:
             for member in members:
                 _serve(member, prefill)
@@ -311,10 +355,6 @@ def _unmet(members: Sequence[_Growing]) -> bool:
 def _serve(member: _Growing, prefill: float) -> None:
     curve = member.curve
     member.served = member.batch / (curve.steps[member.batch] * curve.output_tokens + prefill)
-
-
-def _least(llm: Llm, step: int) -> Percent:
-    return Percent(max(LEAST_PERCENT, step, llm.sharing.min_percent or 0))
 
 
 def _judged(members: tuple[MemberOutcome, ...], asks: Sequence[Ask]) -> UnitOutcome:

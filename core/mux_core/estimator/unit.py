@@ -18,6 +18,10 @@ class GroupKind:
     gpu: str
     memory: Bytes
 
+    def __hash__(self) -> int:
+        """Searches look kinds up all the time; few differ in more than their size."""
+        return self.gpus
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:

@@ -6,12 +6,15 @@ every size the larger and equal groups, counted in it, fit: a search need not ch
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mux_core.errors import InvariantError
 from mux_core.estimator.unit import GroupKind
 from mux_core.placement import GpuGroup, GpuNode
 from mux_core.units import NodeName
+
+ENDLESS = 1_000_000
+"""Clusters beside each other that hold whatever is asked of one."""
 
 Slots = Mapping[NodeName, tuple[int, ...]]
 """Free GPU indices by node."""
@@ -36,6 +39,11 @@ class Capacity:
             if used[key] > self.places[kind] * kind.gpus:
                 return False
         return True
+
+    def endless(self) -> "Capacity":
+        """The same groups, as many as anything takes: what fits knows nothing of the cluster."""
+        places = {kind: count * ENDLESS for kind, count in self.places.items()}
+        return replace(self, places=places, limit=ENDLESS)
 
 
 def capacity_of(

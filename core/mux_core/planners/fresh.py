@@ -22,6 +22,8 @@ MOST_ORDERS = 200
 """Items up to which several orders of insertion are tried."""
 MOST_SQUEEZED = 48
 """GPUs up to which one GPU fewer is tried."""
+SQUEEZE = Budget(200, 20_000)
+"""Work on a packing that has lost a group."""
 
 
 @dataclass(slots=True)
@@ -38,21 +40,20 @@ class Fresh:
 
     def packings(self) -> Iterator[Packing]:
         """One per step, each legal and none worse than the one before."""
+        climb = self._ladder(self.capacity).climb()
         shown: Packing | None = None
-        found = self.base
         for found in self._meeting_demand():
             if self.capacity.holds(found.counts):
                 shown = found
-            yield shown or (shown := self._only_best_paying())
-        if self._service(found).all_met and self.capacity.holds(found.counts):
-            yield from self._squeezed(found)
+            yield shown or (shown := next(climb))
+        assert shown is not None
+        if self._service(shown).all_met:
             return
-        for packing in self._ladder(self.capacity).climb():
-            if shown is None or self._service(packing) > self._service(shown):
+        for packing in climb:
+            if self._service(packing) > self._service(shown):
                 shown = packing
             yield shown
-        if shown is not None:
-            yield from self._ahead_of_whole_groups(shown)
+        yield from self._ahead_of_whole_groups(shown)
 
     def _ahead_of_whole_groups(self, shown: Packing) -> Iterator[Packing]:
         """On large clusters, what is behind whole groups per replica in a figure gives way.
@@ -73,33 +74,43 @@ class Fresh:
         return self._ladder(self.capacity).floors()
 
     def _meeting_demand(self) -> Iterator[Packing]:
-        rates = tuple(item.rate for item in self.items)
-        priorities = tuple(item.llm.priority for item in self.items)
-        goal = Goal(rates=rates, priorities=priorities, targets=rates)
-        inserter = Inserter(self.oracle, self.nodes)
-        search = PackingSearch(inserter, self.items, goal, Random(SEED))
+        """All demand on fewer and fewer GPUs, as far as the nodes serve it all."""
+        search = self._search(self.nodes)
         best = search.construct(3 if len(self.items) <= MOST_ORDERS else 1, self.base)
         yield best
         if self._service(best).goodput >= 1 - HOPELESS:
-            yield from search.improve(best, self._budget(), self.pinned)
+            for found in search.improve(best, self._budget(), self.pinned):
+                best = found
+                yield best
+        if self._service(best).all_met:
+            yield from self._squeezed(best)
 
     def _squeezed(self, met: Packing) -> Iterator[Packing]:
         """With one GPU fewer, as long as that serves all."""
-        if met.gpus > MOST_SQUEEZED:
-            return
-        while met.gpus > 1:
-            tried = met
-            ladder = self._ladder(replace(self.nodes, limit=met.gpus - 1))
-            for found in ladder.climb(most=1):
-                tried = found
+        while 1 < met.gpus <= MOST_SQUEEZED:
+            for tried in self._tried_on(replace(self.nodes, limit=met.gpus - 1), met):
                 yield met
-            if not self._service(tried).all_met:
+                if self._service(tried).all_met:
+                    break
+            else:
                 return
             met = tried
             yield met
 
-    def _only_best_paying(self) -> Packing:
-        return next(self._ladder(self.capacity).climb())
+    def _tried_on(self, capacity: Capacity, met: Packing) -> Iterator[Packing]:
+        """Attempts to serve all on less than `met` takes."""
+        yield from self._ladder(capacity).highest()
+        search = self._search(capacity)
+        free = [at for at, there in enumerate(met.bins) if there.fixed not in self.pinned]
+        loosest = set(sorted(free, key=lambda at: (met.bins[at].load, at))[:1])
+        yield from search.improve(search.without(met, loosest), SQUEEZE, self.pinned)
+
+    def _search(self, capacity: Capacity) -> PackingSearch:
+        """For all demand."""
+        rates = tuple(item.rate for item in self.items)
+        priorities = tuple(item.llm.priority for item in self.items)
+        goal = Goal(rates=rates, priorities=priorities, targets=rates)
+        return PackingSearch(Inserter(self.oracle, capacity), self.items, goal, Random(SEED))
 
     def _ladder(self, capacity: Capacity) -> Ladder:
         return Ladder(Inserter(self.oracle, capacity), self.items, self.base, self.pinned)

@@ -2,17 +2,15 @@
 
 For each of a ladder of floors, all LLMs are packed at that part of their demand, on as many GPUs as
 that takes; what the cluster has beyond is added GPU by GPU, each spent on what pays most. Neither
-the packing of a floor nor a step of its climb knows where the climb will end. So every packing
-for N GPUs is on the way to one for N + 1 that is worth no less, and the best of all floors never
-gets worse by one more GPU.
+the packing of a floor nor a step of its climb knows where the climb will end, and what is left out
+is left out alike however many GPUs there are. So whatever is best on N GPUs is on the way to what
+is best on N + 1, and one more GPU is never worth less.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from random import Random
 
-from mux_core.planners.capacity import Capacity
 from mux_core.planners.packing import Item
 from mux_core.planners.search import (
     Budget,
@@ -30,17 +28,14 @@ BASE = Budget(24, 3_000)
 """Work on the packing of one floor."""
 MOST_IMPROVED = 200
 """Items up to which that is done."""
-POLISHED = 4
-"""GPUs beyond a floor's own up to which each of them is followed by `STEPS` improving steps."""
-STEPS = 8
-MOST_STEPS = 120
+POLISH = Budget(32, 2_500)
+"""Work on the packing of each number of GPUs of a climb."""
+LONG_POLISH = Budget(120, 100_000)
 CLIMBS = 32
 """Largest number of strides of a climb: above so many GPUs they are taken several at a time."""
-REACHES = (1.0, 1.05, 1.25)
-"""Floors that the steps aim at in turn, as parts of the worst ratio reached."""
 CLASS_WEIGHT = 10.0
 MARGIN = 1.05
-"""Most goodput of any climb over that of a fill without floor: what cannot win is left out."""
+"""Most goodput of a climb over that of the climb without floor: what cannot win is left out."""
 EPSILON = 1e-9
 
 
@@ -106,38 +101,43 @@ class Ladder:
     base: Packing
     pinned: frozenset[int]
 
-    def climb(self, most: int = len(LADDER)) -> Iterator[Packing]:
-        """The best packing so far within the capacity, again and again, none worse.
-
-        From at most so many floors.
-        """
-        best = self._filled(self._at_floor(0.0))
+    def climb(self) -> Iterator[Packing]:
+        """The best packing so far within the capacity, again and again, none worse."""
+        *_, best = self._climbed(self._at_floor(0.0))
         got = self._service(best)
-        ceiling = min(1.0, MARGIN * got.goodput) ** 2
+        most = min(1.0, MARGIN * got.goodput)
+        reached: dict[int, Service] = {}
         yield best
-        for _, above, start in islice(self._starts(), most):
-            # A climb stays below the next floor, and serves hardly more than a fill without floor.
-            if ceiling * above <= got.worth:
+        for above, start in self._starts():
+            # A climb counts below the next floor, and as far as it serves hardly more than one
+            # without floor: so where that is not enough, neither it nor any lower one is missed.
+            if most**2 * above <= got.worth:
                 return
-            for packing in self._climbed(start, above):
-                if packing is not None and self._service(packing) > got:
-                    best, got = packing, self._service(packing)
+            for packing in self._climbed(start, above, reached):
+                found = self._service(packing)
+                if found > got and found.goodput <= most and found.worst <= above + EPSILON:
+                    best, got = packing, found
                 yield best
+
+    def highest(self) -> Iterator[Packing]:
+        """The climb from the highest floor: only on that one does all demand being met count."""
+        start = self._at_floor(LADDER[0])
+        if self.inserter.capacity.holds(start.counts):
+            yield from self._climbed(start, 1.0, {})
 
     def ahead_of(self, whole: Packing) -> Iterator[Packing]:
         """Better and better packings that serve no less than `whole` in either figure."""
-        search = self._search(self.inserter, 1.0)
+        search = self._search(self.inserter, 1.0, SEED)
         yield from self._polished(whole, search, 1.0, self._service(whole))
 
     def floors(self) -> Iterator[tuple[float, Packing]]:
         """(floor, where its climb ends), the highest floor first."""
-        for floor, above, start in self._starts():
-            *_, last = self._climbed(start, above)
-            if last is not None:
-                yield floor, last
+        for above, start in self._starts():
+            *_, last = self._climbed(start, above, {})
+            yield self._service(start).worst, last
 
-    def _starts(self) -> Iterator[tuple[float, float, Packing]]:
-        """(floor, the next higher one, its packing) within the capacity; the highest per size."""
+    def _starts(self) -> Iterator[tuple[float, Packing]]:
+        """(next higher floor, packing of a floor) within the capacity; the highest per size."""
         fewest: int | None = None
         above = 1.0
         for floor in LADDER:
@@ -145,15 +145,15 @@ class Ladder:
             if fewest is not None and start.gpus >= fewest:
                 continue
             if self.inserter.capacity.holds(start.counts):
-                yield floor, above, start
+                yield above, start
             fewest, above = start.gpus, floor
 
     def _at_floor(self, floor: float) -> Packing:
         """`floor` of every demand on as few GPUs as that takes; the rest is unserved."""
         packing = self.base.copy()
         if floor > 0:
-            roomy = Inserter(self.inserter.oracle, _multiplied(self.inserter.capacity))
-            search = self._search(roomy, floor)
+            roomy = Inserter(self.inserter.oracle, self.inserter.capacity.endless())
+            search = self._search(roomy, floor, SEED)
             packing = search.construct(1, packing)
             if len(self.items) <= MOST_IMPROVED:
                 *_, packing = (packing, *search.improve(packing, BASE, self.pinned))
@@ -169,26 +169,39 @@ class Ladder:
         }
         return packing
 
-    def _climbed(self, packing: Packing, above: float) -> Iterator[Packing | None]:
-        """None on the way, at last the packing for all GPUs."""
+    def _climbed(
+        self, packing: Packing, above: float = 0.0, reached: dict[int, Service] | None = None
+    ) -> Iterator[Packing]:
+        """Ever better packings, GPU by GPU; polished on the first few unless `reached` is None.
+
+        `reached` holds what higher floors came to on so many GPUs. A climb that is behind ends.
+        """
         limit = self.inserter.capacity.limit
-        first = packing.gpus
-        for gpus in _strides(first, limit):
+        for gpus in _strides(packing.gpus, limit):
             inserter = Inserter(self.inserter.oracle, replace(self.inserter.capacity, limit=gpus))
-            search = self._search(inserter, 1.0)
+            search = self._search(inserter, 1.0, SEED + gpus)
             packing = self._filled(packing, search)
-            if gpus <= max(first + POLISHED, first * limit // CLIMBS):
-                for better in self._polished(packing, search, above):
-                    packing = better
-                    yield None
-        yield packing
+            yield packing
+            if reached is None:
+                continue
+            if gpus in reached and self._service(packing) <= reached[gpus]:
+                return
+            for better in self._polished(packing, search, above):
+                packing = better
+                yield packing
+            reached[gpus] = self._service(packing)
 
     def _polished(
         self, best: Packing, search: PackingSearch, above: float, least: Service | None = None
     ) -> Iterator[Packing]:
         rank = self._rank(best)
-        for step in range(STEPS if least is None else MOST_STEPS):
-            floor = min(1.0, rank[0].worst * REACHES[step % len(REACHES)])
+        oracle = self.inserter.oracle
+        budget = POLISH if least is None else LONG_POLISH
+        end = oracle.asked + budget.estimates
+        for step in range(budget.steps):
+            if oracle.asked >= end:
+                return
+            floor = rank[0].worst
             targets = tuple(floor * item.rate for item in self.items)
             search.goal = replace(search.goal, targets=targets, floor=floor)
             found = search.attempt(best, self.pinned, step)
@@ -199,18 +212,17 @@ class Ladder:
                 best, rank = found, reached
             yield best
 
-    def _filled(self, packing: Packing, search: PackingSearch | None = None) -> Packing:
+    def _filled(self, packing: Packing, search: PackingSearch) -> Packing:
         """What is unserved, as far as there is room, by priority and rate per GPU."""
         packing = packing.copy()
         rest, packing.unserved = packing.unserved, {}
-        (search or self._search(self.inserter, 1.0)).fill_rest(packing, rest)
+        search.fill_rest(packing, rest)
         return packing
 
-    def _search(self, inserter: Inserter, scale: float) -> PackingSearch:
+    def _search(self, inserter: Inserter, scale: float, seed: int) -> PackingSearch:
         rates = tuple(item.rate * scale for item in self.items)
         priorities = tuple(item.llm.priority for item in self.items)
         goal = Goal(rates=rates, priorities=priorities, targets=rates)
-        seed = SEED + inserter.capacity.limit
         return PackingSearch(inserter, self.items, goal, Random(seed))
 
     def _service(self, packing: Packing) -> Service:
@@ -222,12 +234,9 @@ class Ladder:
 
 
 def _strides(first: int, last: int) -> Iterator[int]:
+    """From `first` to `last`, the same ones between for any first."""
     stride = max(1, last // CLIMBS)
-    yield from range(first, last, stride)
+    if first < last:
+        yield first
+    yield from range((first // stride + 1) * stride, last, stride)
     yield last
-
-
-def _multiplied(capacity: Capacity) -> Capacity:
-    """As many such clusters as anything here takes."""
-    places = {kind: count * 1_000 for kind, count in capacity.places.items()}
-    return replace(capacity, places=places, limit=1_000 * max(1, capacity.limit))

@@ -21,6 +21,9 @@ LOOSE_PART = 0.6
 """How often a step also takes one of the least loaded bins apart: those are near to vanishing."""
 
 
+Rooms = list[tuple[float, int]]
+
+
 @dataclass(slots=True)
 class Packing:
     """Bins and what is left over; a search copies and replaces it as a whole."""
@@ -94,11 +97,14 @@ class Inserter:
         full, solo = self._full_kind(packing, item, rate)
         if not whole and solo > 0 and rate > solo and spare > 1:
             return self._open_full(packing, item, rate, full, solo, spare)
+        candidates = self._candidates(packing, item)
+        if self._join_one(packing, item, rate, candidates):
+            return rate
+        rooms = self._rooms(packing, item, rate, candidates)
         return (
-            self._join_one(packing, item, rate)
-            or (0.0 if whole else self._split(packing, item, rate, spare))
+            (0.0 if whole else self._split(packing, item, rate, rooms[: min(MAX_SPLIT, spare)]))
             or self._open(packing, item, rate)
-            or self._join_part(packing, item, rate)
+            or self._join_part(packing, item, rooms)
             or self._grow(packing, item, rate)
         )
 
@@ -132,7 +138,7 @@ class Inserter:
             placed += solo
         return placed
 
-    def _candidates(self, packing: Packing, item: Item, rate: float) -> list[int]:
+    def _candidates(self, packing: Packing, item: Item) -> list[int]:
         """Positions of bins that may take the item, fullest first."""
         oracle = self.oracle
         found = []
@@ -143,10 +149,12 @@ class Inserter:
         found.sort()
         return [position for _, position in found]
 
-    def _join_one(self, packing: Packing, item: Item, rate: float) -> float:
+    def _join_one(
+        self, packing: Packing, item: Item, rate: float, candidates: Sequence[int]
+    ) -> bool:
         """Into the fullest bin that takes all of it."""
         tried = 0
-        for position in self._candidates(packing, item, rate):
+        for position in candidates:
             there = packing.bins[position]
             solo = self.oracle.solo(item, there.kind)
             if solo <= 0 or there.load + rate / solo > LOAD_CEILING:
@@ -154,23 +162,23 @@ class Inserter:
             tried += 1
             if self.oracle.takes(there, item, rate):
                 packing.bins[position] = self.oracle.joined(there, item, rate)
-                return rate
+                return True
             if tried >= TRIES:
                 break
-        return 0.0
+        return False
 
-    def _rooms(self, packing: Packing, item: Item, rate: float) -> list[tuple[float, int]]:
+    def _rooms(self, packing: Packing, item: Item, rate: float, candidates: Sequence[int]) -> Rooms:
+        """(room, position) of the emptiest bins, the largest room first."""
         rooms = []
-        for position in self._candidates(packing, item, rate)[-TRIES:]:
+        for position in candidates[-TRIES:]:
             room = self.oracle.room(packing.bins[position], item, rate)
             if room > 0.02 * rate:
                 rooms.append((room, position))
         rooms.sort(key=lambda found: (-found[0], found[1]))
         return rooms
 
-    def _split(self, packing: Packing, item: Item, rate: float, spare: int) -> float:
+    def _split(self, packing: Packing, item: Item, rate: float, rooms: Rooms) -> float:
         """Over a few bins together, where that takes all of it and saves a group."""
-        rooms = self._rooms(packing, item, rate)[: min(MAX_SPLIT, spare)]
         total = sum(room for room, _ in rooms)
         if total < rate:
             return 0.0
@@ -208,8 +216,7 @@ class Inserter:
                 return True
         return False
 
-    def _join_part(self, packing: Packing, item: Item, rate: float) -> float:
-        rooms = self._rooms(packing, item, rate)
+    def _join_part(self, packing: Packing, item: Item, rooms: Rooms) -> float:
         if not rooms:
             return 0.0
         room, position = rooms[0]
