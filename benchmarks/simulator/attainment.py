@@ -55,8 +55,10 @@ def fewest_gpus(llms: tuple[Llm, ...], theirs: Measured, window: Window, most: i
     return best
 
 
-def compare(case: str, llms: tuple[Llm, ...], window: Window, table: Table, *, fewer: bool) -> str:
-    """Adds the case's two rows and answers the verdict."""
+def compare(
+    case: str, llms: tuple[Llm, ...], window: Window, table: Table, *, fewer: bool
+) -> Measured:
+    """Adds the case's two rows and answers what ours was measured to be."""
     traffic = Traffic(llms=llms)
     theirs = measure(make_system(REPLICAS, llms), traffic, window)
     gpus = theirs.system.placement.gpus_used
@@ -70,7 +72,7 @@ def compare(case: str, llms: tuple[Llm, ...], window: Window, table: Table, *, f
         table.add(case, found.system.name, found.system.placement.gpus_used,
                   goodput(found.runs), *values, f"{mean_attainment(found.runs):.1%}",
                   least if last else None, last)  # fmt: skip
-    return _verdict(below, gain)
+    return ours
 
 
 def _verdict(below: Sequence[int], gain: float) -> str:
@@ -96,13 +98,13 @@ def main() -> None:
     )  # fmt: skip
     table.notes.append("Bar: never below by more than the 95 % interval of the paired difference, "
                        "above on average. Attainment is of TTFT and TPOT together.")  # fmt: skip
-    tables = [table]
+    worst_off = fairness.fairness_table()
     for case in chosen:
         progress(f"attainment: {case}")
-        compare(case, known[case], window, table, fewer=args.fewer)
-    if args.fairness:
-        tables.append(fairness.table_of({case: known[case] for case in chosen}, window))
-    report(args, *tables)
+        ours = compare(case, known[case], window, table, fewer=args.fewer)
+        if args.fairness:
+            fairness.judge(worst_off, case, ours, Traffic(llms=known[case]), window)
+    report(args, table, *([worst_off] if args.fairness else []))
 
 
 if __name__ == "__main__":

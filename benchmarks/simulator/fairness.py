@@ -7,7 +7,6 @@ by bisection. Isolated is an LLM with the same arrivals alone on the units it ha
 """
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import replace
 from math import sqrt
 
@@ -17,7 +16,6 @@ from systems import ATTAINMENT, System, make_system, nodes, published
 
 from mux_core.estimator.queueing import QueueingUnits
 from mux_core.estimator.unit import Ask
-from mux_core.llm import Llm
 from mux_core.placement import GpuGroup, Placement, Unit
 from mux_core.planners.assembly import kind_of
 from mux_core.simulator.measures import latency, ratio
@@ -88,31 +86,31 @@ def chance(found: Measured, model: ModelName) -> float:
     return 2 * sqrt(under_way) / max(1, sum(t.offered for t in tallies))
 
 
-def table_of(cases: Mapping[str, tuple[Llm, ...]], window: Window) -> Table:
+def fairness_table() -> Table:
     table = Table(
         title="The worst-off LLM of ours on the GPUs of spatial-replicas",
         columns=("case", "GPUs", "optimum", "worst served / offered", "of the optimum",
                  "largest mean TTFT / isolated", "bar"),
     )  # fmt: skip
-    for case, llms in cases.items():
-        progress(f"fairness: {case}")
-        gpus = make_system("spatial-replicas", llms).placement.gpus_used
-        system = make_system(ATTAINMENT, llms, gpus=gpus)
-        optimum, traffic = max_min_optimum(system), Traffic(llms=llms)
-        found = measure(system, traffic, window)
-        alone = waits(measure(isolated(system), traffic, window))
-        slowed, slowest = max((wait / alone[model], model) for model, wait in waits(found).items())
-        _, starved = min((ratio(found.runs, m) + chance(found, m), m) for m in alone)
-        worst, noise = ratio(found.runs, starved), chance(found, starved)
-        held = worst + noise >= LEAST_RATIO * optimum and (optimum < 1 or slowed <= MOST_WAIT)
-        verdict = "held" if held else "missed"
-        served = f"{worst:.3f} ± {noise:.3f} ({starved})"
-        table.add(case, system.placement.gpus_used, optimum, served,
-                  worst / optimum, f"{slowed:.2f} ({slowest})", verdict)  # fmt: skip
     table.notes.append("Bar: at least 0.9 of the optimum; where that is 1, mean TTFT at most twice "
                        "the isolated one. ±: two standard deviations of what the window's edges "
                        "add to served or take; shown is the lowest upper end.")  # fmt: skip
     return table
+
+
+def judge(table: Table, case: str, found: Measured, traffic: Traffic, window: Window) -> None:
+    """Adds the row of one case, with ours as measured."""
+    system = found.system
+    optimum = max_min_optimum(system)
+    alone = waits(measure(isolated(system), traffic, window))
+    slowed, slowest = max((wait / alone[model], model) for model, wait in waits(found).items())
+    _, starved = min((ratio(found.runs, m) + chance(found, m), m) for m in alone)
+    worst, noise = ratio(found.runs, starved), chance(found, starved)
+    held = worst + noise >= LEAST_RATIO * optimum and (optimum < 1 or slowed <= MOST_WAIT)
+    verdict = "held" if held else "missed"
+    served = f"{worst:.3f} ± {noise:.3f} ({starved})"
+    table.add(case, system.placement.gpus_used, optimum, served,
+              worst / optimum, f"{slowed:.2f} ({slowest})", verdict)  # fmt: skip
 
 
 def main() -> None:
@@ -122,7 +120,14 @@ def main() -> None:
     args = parser.parse_args()
     known = published()
     chosen = args.cases.split(",") if args.cases else list(known)
-    report(args, table_of({case: known[case] for case in chosen}, window_of(args)))
+    table, window = fairness_table(), window_of(args)
+    for case in chosen:
+        progress(f"fairness: {case}")
+        llms = known[case]
+        gpus = make_system("spatial-replicas", llms).placement.gpus_used
+        ours, traffic = make_system(ATTAINMENT, llms, gpus=gpus), Traffic(llms=llms)
+        judge(table, case, measure(ours, traffic, window), traffic, window)
+    report(args, table)
 
 
 if __name__ == "__main__":
