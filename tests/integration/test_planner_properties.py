@@ -1,5 +1,6 @@
 """Whatever is asked for, a plan is legal, and more GPUs never make it worse."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,7 +12,7 @@ from mux_core.llm import SharingPolicy
 from mux_core.planners.default import DefaultPlanner
 from mux_core.planning import PlanningPolicy, best_plan
 from mux_core.units import GIB, Bytes, Percent
-from planner_builders import a_problem, an_llm, check_legal, nodes
+from planner_builders import a_problem, an_llm, chatlmsys, check_legal, nodes
 
 LONG = 100_000
 PER_GPU = {"llama-7b": 10.0, "llama-13b": 6.0, "llama-30b": 2.0, "llama-65b": 0.9}
@@ -108,6 +109,27 @@ def test_up_to_32_gpus_the_objective_only_rises(asked, limit):
         policy = PlanningPolicy(gpu_limit=gpus, max_tensor_members=limit)
         found.append(objective(asked, a_problem(asked, policy=policy), ReferenceUnits()))
     assert found == sorted(found)
+
+
+def asking_for_kv(asked):
+    sharing = SharingPolicy(kv_request=Bytes(12 * GIB))
+    return tuple(replace(llm, sharing=sharing) for llm in asked)
+
+
+@pytest.mark.parametrize("estimator", [ReferenceUnits, lambda: None], ids=["muxserve", "default"])
+@pytest.mark.parametrize(
+    ("before", "asked", "gpus", "steps"),
+    [(chatlmsys(2000), chatlmsys(2000), 32, LONG), (chatlmsys(2000), chatlmsys(2000), 32, 40),
+     (scarce(1), asking_for_kv(scarce(1)), 16, LONG)],
+    ids=["itself", "itself-stopped", "without-kv-requests"],
+)  # fmt: skip
+def test_a_warm_planner_plans_as_a_cold_one(before, asked, gpus, steps, estimator):
+    """What it remembers saves time and changes no plan."""
+    policy = PlanningPolicy(gpu_limit=gpus)
+    warm, cold = DefaultPlanner(estimator=estimator()), DefaultPlanner(estimator=estimator())
+    best_plan(warm, a_problem(before, policy=policy), max_steps=LONG)
+    problem = a_problem(asked, policy=policy)
+    assert best_plan(warm, problem, max_steps=steps) == best_plan(cold, problem, max_steps=steps)
 
 
 def objective(asked, problem, estimator):

@@ -162,11 +162,9 @@ class ReferenceUnits:
         """The neediest gets more until nobody needs more, or there is no more to give."""
         while True:
             grown = self._grow(kind, tenants, kv, percents)
-            needy = [
-                (member.served / member.tenant.rate, index)
-                for index, member in enumerate(grown)
-                if member.served < member.tenant.rate
-            ]
+            needy = [(member.served / member.tenant.rate, index)
+                     for index, member in enumerate(grown)
+                     if member.served < member.tenant.rate]  # fmt: skip
             if not needy:
                 return percents, grown
             raised = self._raise_one(kind, asks, percents, 100 - sum(percents), needy)

@@ -15,8 +15,8 @@ from math import erf, sqrt
 
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome
 from mux_core.llm import Slo
+from mux_core.planners.inserting import Inserter, Packing, replicas_of
 from mux_core.planners.packing import Bin, Key, Oracle
-from mux_core.planners.search import Inserter, Packing, replicas_of
 
 LEAST_GAIN = 1e-6
 GRADES = {1.0: 3.0, 1.5: 2.0, 2.5: 3.0, 4.0: 3.0, 10.0: 2.0}

@@ -29,18 +29,12 @@ from mux_core.planners.holding import (
     held_packing,
     within_limits,
 )
+from mux_core.planners.inserting import Inserter, Packing, empty_packing, replicas_of
 from mux_core.planners.keeping import kept_packing, pinned_packing
 from mux_core.planners.moves import steps_between
 from mux_core.planners.packing import Bin, Item, Oracle
 from mux_core.planners.scarcity import service_of
-from mux_core.planners.search import (
-    Goal,
-    Inserter,
-    Packing,
-    PackingSearch,
-    empty_packing,
-    replicas_of,
-)
+from mux_core.planners.search import Goal, PackingSearch
 from mux_core.planning import (
     Objective,
     PlacementProblem,

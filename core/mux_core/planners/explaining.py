@@ -8,8 +8,8 @@ from mux_core.errors import MuxError
 from mux_core.estimator.unit import Ask, UnitEstimator
 from mux_core.footprint import kv_floor, layout_error, weight_floor
 from mux_core.planners.baselines import SpatialReplicasPlanner
+from mux_core.planners.inserting import Packing
 from mux_core.planners.packing import Bin, Item, Oracle
-from mux_core.planners.search import Packing
 from mux_core.planning import Alternative, PlacementProblem, PlanReason, Prediction, Unplaced
 from mux_core.units import format_bytes
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from mux_core.planners.capacity import Capacity
+from mux_core.planners.inserting import Inserter, Packing
 from mux_core.planners.packing import Item, Oracle
 from mux_core.planners.scarcity import CLIMBS, Ladder, Service, service_of
-from mux_core.planners.search import Budget, Goal, Inserter, Packing, PackingSearch
+from mux_core.planners.search import Budget, Goal, PackingSearch
 from mux_core.planners.whole_groups import whole_group_packing
 
 SEED = 20_240_402

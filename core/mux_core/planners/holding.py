@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from mux_core.placement import Placement, Unit
 from mux_core.planners.assembly import kind_of
+from mux_core.planners.inserting import Inserter, Packing, empty_packing
 from mux_core.planners.keeping import insert_rest, scaled_rates
 from mux_core.planners.packing import Bin, Item, Oracle
-from mux_core.planners.search import Inserter, Packing, empty_packing
 from mux_core.planning import PlacementProblem
 from mux_core.units import ModelName, UnitId
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from mux_core.placement import Unit
 from mux_core.planners.assembly import kind_of
+from mux_core.planners.inserting import Inserter, Packing, empty_packing
 from mux_core.planners.packing import Bin, Item, Oracle
-from mux_core.planners.search import Inserter, Packing, empty_packing
 from mux_core.planning import PlacementProblem
 from mux_core.units import ModelName, UnitId
 

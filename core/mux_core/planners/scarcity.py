@@ -11,15 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from mux_core.planners.inserting import Inserter, Packing, missing_replicas
 from mux_core.planners.packing import Item
-from mux_core.planners.search import (
-    Budget,
-    Goal,
-    Inserter,
-    Packing,
-    PackingSearch,
-    missing_replicas,
-)
+from mux_core.planners.search import Budget, Goal, PackingSearch
 
 SEED = 20_240_402
 LADDER = tuple(0.86**step for step in range(1, 24))
@@ -31,6 +25,7 @@ MOST_IMPROVED = 200
 POLISH = Budget(32, 2_500)
 """Work on the packing of each number of GPUs of a climb."""
 LONG_POLISH = Budget(120, 100_000)
+"""Work on whole groups per replica."""
 CLIMBS = 32
 """Largest number of strides of a climb: above so many GPUs they are taken several at a time."""
 CLASS_WEIGHT = 10.0
@@ -172,7 +167,7 @@ class Ladder:
     def _climbed(
         self, packing: Packing, above: float = 0.0, reached: dict[int, Service] | None = None
     ) -> Iterator[Packing]:
-        """Ever better packings, GPU by GPU; polished on the first few unless `reached` is None.
+        """Ever better packings, GPU by GPU; polished on each unless `reached` is None.
 
         `reached` holds what higher floors came to on so many GPUs. A climb that is behind ends.
         """
@@ -190,6 +185,8 @@ class Ladder:
                 packing = better
                 yield packing
             reached[gpus] = self._service(packing)
+            # Beside the way: the next GPU may be worth more together with the one left here.
+            yield self._relieved(packing, search)
 
     def _polished(
         self, best: Packing, search: PackingSearch, above: float, least: Service | None = None
@@ -218,6 +215,24 @@ class Ladder:
         rest, packing.unserved = packing.unserved, {}
         search.fill_rest(packing, rest)
         return packing
+
+    def _relieved(self, packing: Packing, search: PackingSearch) -> Packing:
+        """Where GPUs are left that nobody in want can use, who shares with one in want moves."""
+        if packing.gpus >= search.inserter.capacity.limit:
+            return packing
+        best = packing
+        for at, there in enumerate(packing.bins):
+            wanting = {index for index, _ in there.members if index in packing.unserved}
+            if not wanting or there.fixed in self.pinned:
+                continue
+            for index, rate in there.members:
+                moved = packing.copy()
+                left = [member for member in there.members if member[0] != index]
+                moved.bins[at] = self.inserter.oracle.make(there.kind, left, there.fixed)
+                if index in wanting or search.inserter.open(moved, self.items[index], rate) < rate:
+                    continue
+                best = max(best, self._filled(moved, search), key=self._rank)
+        return best
 
     def _search(self, inserter: Inserter, scale: float, seed: int) -> PackingSearch:
         rates = tuple(item.rate * scale for item in self.items)

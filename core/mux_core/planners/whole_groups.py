@@ -1,8 +1,8 @@
 """Whole groups per replica as a packing: the plan to beat where demand exceeds the cluster."""
 
 from mux_core.estimator.unit import GroupKind
+from mux_core.planners.inserting import Inserter, Packing, empty_packing
 from mux_core.planners.packing import Item
-from mux_core.planners.search import Inserter, Packing, empty_packing
 
 
 def whole_group_packing(inserter: Inserter, items: list[Item]) -> Packing | None:

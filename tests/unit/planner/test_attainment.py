@@ -12,8 +12,8 @@ from mux_core.planners.attainment import (
     with_all_arrivals,
 )
 from mux_core.planners.capacity import capacity_of
+from mux_core.planners.inserting import Inserter, Packing
 from mux_core.planners.packing import Oracle
-from mux_core.planners.search import Inserter, Packing
 from mux_core.planning import PlanningPolicy
 from mux_core.units import GIB, Bytes
 from planner_builders import a_problem, an_llm, nodes
