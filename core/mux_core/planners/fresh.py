@@ -100,11 +100,11 @@ class Fresh:
 
     def _tried_on(self, capacity: Capacity, met: Packing) -> Iterator[Packing]:
         """Attempts to serve all on less than `met` takes."""
-        yield from self._ladder(capacity).highest()
         search = self._search(capacity)
         free = [at for at, there in enumerate(met.bins) if there.fixed not in self.pinned]
         loosest = set(sorted(free, key=lambda at: (met.bins[at].load, at))[:1])
         yield from search.improve(search.without(met, loosest), SQUEEZE, self.pinned)
+        yield from self._ladder(capacity).highest()
 
     def _search(self, capacity: Capacity) -> PackingSearch:
         """For all demand."""
