@@ -79,10 +79,9 @@ def test_one_more_gpu_never_lowers_the_objective(asked, gpus, estimator):
 
 
 def scarce(seed):
-    """More than 32 GPUs carry; drawn so that searches which know where they end give less on more.
+    """More than 32 GPUs carry, and served worse by one GPU more where a search knows the end.
 
-    That was tried: where floors, steps or what is left out depend on how many GPUs there are, some
-    number of GPUs is served worse than one fewer, in each of these draws in another way.
+    So it was with climbs that stop at the first floor that fits, or are polished near their end.
     """
     draw = Random(seed)
     sizes = draw.choices(list(PER_GPU), [4, 3, 2, 1], k=5)
