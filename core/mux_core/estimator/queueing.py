@@ -9,12 +9,13 @@ for prefills and for KV (`waiting`). A unit carries its members when each stays 
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import erf, exp, inf, sqrt
+from math import exp, inf
 
 from mux_core.costmodel.hardware import gpu_type
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference, bus_share
-from mux_core.costmodel.profile import Profile, StepCurve, profile_of
+from mux_core.costmodel.profile import Profile, profile_of
 from mux_core.costmodel.table import StepTable
+from mux_core.estimator.dividing import divide
 from mux_core.estimator.memory import (
     fixed_bytes,
     kv_floor_bytes,
@@ -22,71 +23,16 @@ from mux_core.estimator.memory import (
     overhead_s,
     room_bytes,
 )
+from mux_core.estimator.settled import Costs, Settling, outcomes
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitOutcome
-from mux_core.estimator.waiting import Holding, Queue, Stream, for_kv, for_prefills
 from mux_core.footprint import layout_error
 from mux_core.llm import Llm
-from mux_core.placement import Share
 from mux_core.planning import PlanReason
-from mux_core.units import Bytes, Percent
 
 ROUNDS = 40
-P99 = 2.33
 BATCHED = 4.0
 """Prompts that a prefill takes together where they wait."""
-LEAST_PERCENT = 10
 MOST_KNOWN = 50_000
-CPU_PERCENT = 50
-"""Most that a phase of a sharing member takes of a CPU slot: no part of a step fills all cores, so
-two steps on halves beat one after the other (`benchmarks/bench_up_vs_separate.py`, where prefill at
-100 % served 0.6 times the rate)."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Costs:
-    """What one LLM costs on one kind of group, whatever its rate and share.
-
-    `prefill_s`: seconds per prompt when prompts are batched; `first_s`: of a prompt by itself.
-    """
-
-    llm: Llm
-    profile: Profile
-    tensor: int
-    prefill_s: float
-    first_s: float
-    sequence_bytes: float
-    token_bytes: float
-    held_bytes: float
-    kv_floor: float
-    largest: int
-    context: float
-    overhead_s: float
-    output_tokens: float
-    curves: dict[int, StepCurve] = field(default_factory=dict)
-
-    def curve(self, percent: int) -> StepCurve:
-        found = self.curves.get(percent)
-        if found is None:
-            found = self.curves[percent] = self.profile.decode_curve(
-                tensor=self.tensor,
-                percent=percent,
-                context=self.context,
-                overhead_s=self.overhead_s,
-            )
-        return found
-
-
-@dataclass(slots=True)
-class _State:
-    """One member while the fixed point is sought."""
-
-    ask: Ask
-    costs: _Costs
-    percent: int
-    curve: StepCurve
-    batch: float = 0.0
-    step_s: float = 0.0
-    alone_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +54,7 @@ class QueueingUnits:
     tables: Mapping[str, StepTable] = field(default_factory=dict)
     name: str = "default"
     _profiles: dict[tuple[Hashable, str], Profile] = field(default_factory=dict)
-    _known: dict[tuple[int, GroupKind], _Costs] = field(default_factory=dict)
+    _known: dict[tuple[int, GroupKind], Costs] = field(default_factory=dict)
 
     def sizes(self, llm: Llm, kinds: Sequence[GroupKind]) -> tuple[GroupKind, ...]:
         """Degrees the profile knows and the weights fit, smallest first."""
@@ -160,7 +106,7 @@ class QueueingUnits:
                 return True
         return False
 
-    def _stays_within(self, kind: GroupKind, states: list[_State]) -> bool:
+    def _stays_within(self, kind: GroupKind, states: list[Settling]) -> bool:
         """`_judge(...).fits`, which ends as soon as a limit is passed: batches only grow."""
         room = self.room_bytes(kind) - sum(state.costs.held_bytes for state in states)
         if room <= 0 or sum(state.percent for state in states) > 100:
@@ -187,40 +133,20 @@ class QueueingUnits:
     def _divisions(self, kind: GroupKind, asks: Sequence[Ask]) -> list[list[int]]:
         """Decode shares to try: by decode work, then equal ones; each within the LLM's bounds."""
         if len(asks) == 1:
-            return [self._divide(kind, asks, [1.0])]
+            return [divide(kind, asks, [1.0], step=self.step)]
         work = [
             ask.rate * ask.llm.demand.output_tokens * self._costs(kind, ask.llm).curve(100).at(1.0)
             for ask in asks
         ]
-        by_work = self._divide(kind, asks, work)
-        equal = self._divide(kind, asks, [1.0] * len(asks))
+        by_work = divide(kind, asks, work, step=self.step)
+        equal = divide(kind, asks, [1.0] * len(asks), step=self.step)
         return [by_work] if by_work == equal else [by_work, equal]
 
-    def _divide(self, kind: GroupKind, asks: Sequence[Ask], weights: Sequence[float]) -> list[int]:
-        """100 % in whole steps, in proportion to `weights` above each floor."""
-        bounds = [_bounds(kind, ask, len(asks)) for ask in asks]
-        spare = max(0, 100 - sum(least for least, _ in bounds))
-        total = sum(weights) or 1.0
-        parts = []
-        for (least, most), weight in zip(bounds, weights, strict=True):
-            extra = int(spare * weight / total) // self.step * self.step
-            parts.append(min(most, least + extra))
-        left = 100 - sum(parts)
-        # By what it costs, not by place or name: the answer is the same however one asks.
-        order = sorted(range(len(parts)), key=lambda i: (
-            -weights[i], -asks[i].llm.weight_bytes, -asks[i].rate, asks[i].llm.name))  # fmt: skip
-        for index in order:
-            more = min(left, bounds[index][1] - parts[index])
-            if more > 0:
-                parts[index] += more
-                left -= more
-        return parts
-
-    def _state(self, kind: GroupKind, ask: Ask, percent: int) -> _State:
+    def _state(self, kind: GroupKind, ask: Ask, percent: int) -> Settling:
         costs = self._costs(kind, ask.llm)
-        return _State(ask, costs, percent, costs.curve(percent))
+        return Settling(ask, costs, percent, costs.curve(percent))
 
-    def _costs(self, kind: GroupKind, llm: Llm) -> _Costs:
+    def _costs(self, kind: GroupKind, llm: Llm) -> Costs:
         known = self._known.get((id(llm), kind))
         if known is None or known.llm is not llm:
             if len(self._known) > MOST_KNOWN:
@@ -228,7 +154,7 @@ class QueueingUnits:
             known = self._known[id(llm), kind] = self._costs_of(kind, llm)
         return known
 
-    def _costs_of(self, kind: GroupKind, llm: Llm) -> _Costs:
+    def _costs_of(self, kind: GroupKind, llm: Llm) -> Costs:
         demand = llm.demand
         profile = self._profile(llm, kind.gpu)
 
@@ -237,7 +163,7 @@ class QueueingUnits:
                 tensor=kind.gpus, percent=100, batch=batch, tokens=demand.prompt_tokens
             )
 
-        return _Costs(
+        return Costs(
             llm=llm,
             profile=profile,
             tensor=kind.gpus,
@@ -253,28 +179,20 @@ class QueueingUnits:
             output_tokens=demand.output_tokens,
         )
 
-    def _judge(self, kind: GroupKind, states: list[_State]) -> UnitOutcome:
+    def _judge(self, kind: GroupKind, states: list[Settling]) -> UnitOutcome:
         """Settles the batches, then asks every limit; the first that fails is the reason."""
         self._settle(kind, states, _Limits(kv_bytes=2 * self.room_bytes(kind), largest_part=2.0))
-        prefill_busy = self._prefill_busy(states)
         room = self.room_bytes(kind) - sum(state.costs.held_bytes for state in states)
-        need = sum(state.batch * state.costs.sequence_bytes for state in states)
-        factor = self._prefill_factor
-        unit = _Unit(
-            prefill_busy=prefill_busy,
-            prefill_factor=factor,
-            prefills=for_prefills([_stream(state, factor) for state in states], prefill_busy),
+        members = outcomes(
+            kind,
+            states,
             room=room,
-            kv_use=need / room if room > 0 else float("inf"),
-            kv_weight=sum(_kv_weight(state) for state in states),
-        )
-        queues = for_kv([_holding(state) for state in states], room)
-        members = tuple(
-            _member(kind, state, unit, queue) for state, queue in zip(states, queues, strict=True)
+            prefill_busy=self._prefill_busy(states),
+            prefill_factor=self._prefill_factor,
         )
         return self._verdict(kind, states, members, room)
 
-    def _prefill_busy(self, states: list[_State]) -> float:
+    def _prefill_busy(self, states: list[Settling]) -> float:
         """The share of time that prefills run."""
         return sum(s.ask.rate * s.costs.prefill_s for s in states) * self._prefill_factor
 
@@ -283,7 +201,7 @@ class QueueingUnits:
         """On every prefill: there are decodes beside it, its own LLM's at least."""
         return self.interference.prefill_factor(decoding=True)
 
-    def _settle(self, kind: GroupKind, states: list[_State], limits: "_Limits") -> bool:
+    def _settle(self, kind: GroupKind, states: list[Settling], limits: "_Limits") -> bool:
         """Batches and step times at the fixed point; False where they grow beyond the limits."""
         shared = len(states) > 1
         by_prefill = self.interference.decode_factor(self._prefill_busy(states))
@@ -310,7 +228,7 @@ class QueueingUnits:
                 break
         return True
 
-    def _bus(self, kind: GroupKind, states: list[_State]) -> float:
+    def _bus(self, kind: GroupKind, states: list[Settling]) -> float:
         """Bandwidth all decodes ask for together, in parts of the data sheet's."""
         bandwidth = gpu_type(kind.gpu).bandwidth
         asked = 0.0
@@ -324,7 +242,7 @@ class QueueingUnits:
     def _verdict(
         self,
         kind: GroupKind,
-        states: list[_State],
+        states: list[Settling],
         members: tuple[MemberOutcome, ...],
         room: float,
     ) -> UnitOutcome:
@@ -369,26 +287,6 @@ class QueueingUnits:
         return self._profiles[key]
 
 
-def _bounds(kind: GroupKind, ask: Ask, members: int) -> tuple[int, int]:
-    """Least and most decode percent of one member of several."""
-    if ask.share is not None:
-        return ask.share.decode, ask.share.decode
-    sharing = ask.llm.sharing
-    least = max(min(LEAST_PERCENT, 100 // members), sharing.min_percent or 0)
-    most = int(sharing.max_percent)
-    if kind.gpu == "cpu" and not sharing.exclusive:
-        most = min(most, max(CPU_PERCENT, least))
-    return min(least, most), most
-
-
-def _prefill_percent(kind: GroupKind, ask: Ask) -> Percent:
-    """A whole GPU, half of a CPU slot; within the LLM's bounds."""
-    sharing = ask.llm.sharing
-    if kind.gpu != "cpu" or sharing.exclusive:
-        return sharing.max_percent
-    return Percent(min(sharing.max_percent, max(CPU_PERCENT, sharing.min_percent or 0)))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Limits:
     """Where settling stops: KV of all members, and batches in parts of the largest measured."""
@@ -397,77 +295,5 @@ class _Limits:
     largest_part: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Unit:
-    """What a settled unit's members share."""
-
-    prefill_busy: float
-    prefill_factor: float
-    prefills: Queue
-    room: float
-    kv_use: float
-    kv_weight: float
-
-
-def _member(kind: GroupKind, state: _State, unit: _Unit, for_kv: Queue) -> MemberOutcome:
-    costs, step_s = state.costs, state.step_s
-    prefill_s = costs.first_s * unit.prefill_factor
-    decode_use = max(0.0, 1 - state.curve.at(1.0) / step_s) if step_s else 0.0
-    use = max(unit.kv_use, unit.prefill_busy, state.batch / costs.largest, decode_use)
-    spread = state.curve.at(state.batch + P99 * sqrt(state.batch))
-    tpot_p99 = step_s / state.alone_s * spread
-    # The KV floor, and of the rest a part in proportion to need.
-    kv = costs.kv_floor + max(0.0, unit.room) * _kv_weight(state) / unit.kv_weight
-    return MemberOutcome(
-        served=state.ask.rate * min(1.0, 1.0 / max(use, 1e-9)),
-        share=state.ask.share
-        or Share(prefill=_prefill_percent(kind, state.ask), decode=Percent(state.percent)),
-        kv=Bytes(int(kv)),
-        utilisation=use,
-        ttft_mean_s=unit.prefills.mean + for_kv.mean + prefill_s,
-        ttft_p99_s=unit.prefills.p99 + for_kv.p99 + prefill_s,
-        tpot_mean_s=step_s,
-        tpot_p99_s=tpot_p99,
-        attainment=_attainment(state, use, tpot_p99, unit, for_kv),
-    )
-
-
-def _kv_weight(state: _State) -> float:
-    return max(state.batch, 0.01) * state.costs.sequence_bytes
-
-
 def _served(outcome: UnitOutcome) -> float:
     return sum(member.served for member in outcome.members)
-
-
-def _stream(state: _State, factor: float) -> Stream:
-    ask, prefill_s = state.ask, state.costs.first_s * factor
-    return Stream(rate=ask.rate, prefill_s=prefill_s, burstiness=ask.llm.demand.burstiness)
-
-
-def _holding(state: _State) -> Holding:
-    costs = state.costs
-    held_s = costs.output_tokens * state.step_s
-    return Holding(requests=state.batch, bytes=costs.sequence_bytes, seconds=held_s)
-
-
-def _attainment(
-    state: _State, use: float, tpot_p99: float, unit: _Unit, for_kv: Queue
-) -> float | None:
-    """Share of requests that meet TTFT and TPOT; waits and batch size taken as independent."""
-    slo = state.ask.llm.slo
-    if slo is None:
-        return None
-    if use >= 1:
-        return 0.0
-    met = 1.0
-    if slo.ttft_s is not None:
-        spare = slo.ttft_s - state.costs.first_s * unit.prefill_factor
-        if spare < 0:
-            return 0.0
-        met *= unit.prefills.within(spare) * for_kv.within(spare)
-    if slo.tpot_s is not None:
-        mean = state.step_s
-        deviation = max((tpot_p99 - mean) / P99, 1e-3 * mean)
-        met *= 0.5 * (1 + erf((slo.tpot_s - mean) / deviation / sqrt(2)))
-    return met
