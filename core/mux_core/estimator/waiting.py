@@ -97,12 +97,10 @@ def for_kv(holdings: Sequence[Holding], room: float) -> list[Queue]:
         return [NEVER for _ in holdings]
     chance = _chance_of_waiting((room - held) / sqrt(variance))
     typical = variance / held
+    parts = [chance * one.variance / variance for one in holdings]
     return [
-        Queue(
-            chance=chance * one.variance / variance,
-            mean=chance * one.variance / variance * one.seconds * typical / (room - held),
-        )
-        for one in holdings
+        Queue(chance=part, mean=part * one.seconds * typical / (room - held))
+        for part, one in zip(parts, holdings, strict=True)
     ]
 
 

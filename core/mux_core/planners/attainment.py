@@ -49,9 +49,7 @@ def with_all_arrivals(packing: Packing, oracle: Oracle) -> Packing:
     """What is planned to stay unserved arrives all the same, at the replicas there are."""
     if not packing.unserved:
         return packing
-    held: dict[int, float] = {}
-    for index, rate in chain.from_iterable(there.members for there in packing.bins):
-        held[index] = held.get(index, 0.0) + rate
+    held = packing.rates()
     asked = packing.copy()
     for at, there in enumerate(packing.bins):
         all_rates = [(i, rate * oracle.items[i].rate / held[i]) for i, rate in there.members]
@@ -117,13 +115,13 @@ class Spending:
         oracle = self.inserter.oracle
         if oracle.fits(there.kind, there.members):
             return 1.0
-        found = oracle.estimator.outcome(there.kind, self._asks(there)).members
-        rates = (rate for _, rate in there.members)
-        return min(one.served / rate for one, rate in zip(found, rates, strict=True))
+        return min(found.served / ask.rate for ask, found in self._outcomes(there))
 
-    def _asks(self, there: Bin) -> list[Ask]:
-        items = self.inserter.oracle.items
-        return [Ask(llm=items[index].llm, rate=rate) for index, rate in there.members]
+    def _outcomes(self, there: Bin) -> list[tuple[Ask, MemberOutcome]]:
+        oracle = self.inserter.oracle
+        asks = [Ask(llm=oracle.items[index].llm, rate=rate) for index, rate in there.members]
+        members = oracle.estimator.outcome(there.kind, asks).members
+        return list(zip(asks, members, strict=True))
 
     def _shifts(self, packing: Packing) -> Iterator[_Change]:
         """From the bins that miss most: a member, or half its rate, to another bin."""
@@ -135,9 +133,7 @@ class Spending:
                     yield from _moved(packing, source, target, self.inserter)
 
     def _judge(self, there: Bin) -> float:
-        asks = self._asks(there)
-        members = self.inserter.oracle.estimator.outcome(there.kind, asks).members
-        pairs = list(zip(asks, members, strict=True))
+        pairs = self._outcomes(there)
         running = sum(a.rate * a.llm.demand.output_tokens * (m.tpot_mean_s or 0) for a, m in pairs)
         return sum(
             min(ask.rate, found.served) * nearness(ask.llm.slo, found, running)

@@ -7,13 +7,12 @@ where the cap, or the cluster, is too small for all demand, floors are climbed (
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from random import Random
 
 from mux_core.planners.capacity import Capacity
 from mux_core.planners.inserting import Inserter, Packing
 from mux_core.planners.packing import Item, Oracle
 from mux_core.planners.scarcity import CLIMBS, Ladder, Service, service_of
-from mux_core.planners.search import Budget, Goal, PackingSearch
+from mux_core.planners.search import Budget, PackingSearch
 from mux_core.planners.whole_groups import whole_group_packing
 
 SEED = 20_240_402
@@ -107,11 +106,7 @@ class Fresh:
         yield from self._ladder(capacity).highest()
 
     def _search(self, capacity: Capacity) -> PackingSearch:
-        """For all demand."""
-        rates = tuple(item.rate for item in self.items)
-        priorities = tuple(item.llm.priority for item in self.items)
-        goal = Goal(rates=rates, priorities=priorities, targets=rates)
-        return PackingSearch(Inserter(self.oracle, capacity), self.items, goal, Random(SEED))
+        return PackingSearch.for_demand(Inserter(self.oracle, capacity), self.items, SEED)
 
     def _ladder(self, capacity: Capacity) -> Ladder:
         return Ladder(Inserter(self.oracle, capacity), self.items, self.base, self.pinned)

@@ -29,6 +29,19 @@ class Packing:
     def gpus(self) -> int:
         return sum(kind.gpus * count for kind, count in self.counts.items())
 
+    @property
+    def spread(self) -> float:
+        """The more, the further apart the groups' loads are."""
+        return sum(there.kind.gpus * there.load * there.load for there in self.bins)
+
+    def rates(self) -> dict[int, float]:
+        """What every item that has a place is sent, over all its replicas."""
+        found: dict[int, float] = {}
+        for there in self.bins:
+            for index, rate in there.members:
+                found[index] = found.get(index, 0.0) + rate
+        return found
+
 
 def empty_packing() -> Packing:
     return Packing([], {}, {})
@@ -60,7 +73,7 @@ class Inserter:
         if not item.kinds:
             packing.unserved[item.index] = packing.unserved.get(item.index, 0.0) + rate
             return
-        least = max(0, item.llm.min_replicas - self._replicas(packing, item))
+        least = max(0, item.llm.min_replicas - replicas_of(packing, item))
         least = least if item.llm.min_replicas > 1 else 0
         for _ in range(least):
             rate -= self._insert_piece(packing, item, rate / max(1, least), whole=True)
@@ -76,12 +89,9 @@ class Inserter:
         if left > 1e-9:
             packing.unserved[item.index] = packing.unserved.get(item.index, 0.0) + left
 
-    def _replicas(self, packing: Packing, item: Item) -> int:
-        return replicas_of(packing, item)
-
     def _insert_piece(self, packing: Packing, item: Item, rate: float, *, whole: bool) -> float:
         """Places up to `rate`; how much it placed."""
-        spare = item.llm.max_replicas - self._replicas(packing, item)
+        spare = item.llm.max_replicas - replicas_of(packing, item)
         if spare <= 0:
             return self._grow(packing, item, rate)
         full, solo = self._full_kind(packing, item, rate)

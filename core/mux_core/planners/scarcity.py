@@ -9,11 +9,10 @@ is best on N + 1, and one more GPU is never worth less.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from random import Random
 
 from mux_core.planners.inserting import Inserter, Packing, missing_replicas
 from mux_core.planners.packing import Item
-from mux_core.planners.search import Budget, Goal, PackingSearch
+from mux_core.planners.search import Budget, PackingSearch
 
 SEED = 20_240_402
 LADDER = tuple(0.86**step for step in range(1, 24))
@@ -122,7 +121,7 @@ class Ladder:
 
     def ahead_of(self, whole: Packing) -> Iterator[Packing]:
         """Better and better packings that serve no less than `whole` in either figure."""
-        search = self._search(self.inserter, 1.0, SEED)
+        search = PackingSearch.for_demand(self.inserter, self.items, SEED)
         yield from self._polished(whole, search, 1.0, self._service(whole))
 
     def floors(self) -> Iterator[tuple[float, Packing]]:
@@ -148,15 +147,12 @@ class Ladder:
         packing = self.base.copy()
         if floor > 0:
             roomy = Inserter(self.inserter.oracle, self.inserter.capacity.endless())
-            search = self._search(roomy, floor, SEED)
+            search = PackingSearch.for_demand(roomy, self.items, SEED, scale=floor)
             packing = search.construct(1, packing)
             if len(self.items) <= MOST_IMPROVED:
                 *_, packing = (packing, *search.improve(packing, BASE, self.pinned))
             packing = packing.copy()
-        held: dict[int, float] = {}
-        for there in packing.bins:
-            for index, rate in there.members:
-                held[index] = held.get(index, 0.0) + rate
+        held = packing.rates()
         packing.unserved = {
             item.index: item.rate - held.get(item.index, 0.0)
             for item in self.items
@@ -174,7 +170,7 @@ class Ladder:
         limit = self.inserter.capacity.limit
         for gpus in _strides(packing.gpus, limit):
             inserter = Inserter(self.inserter.oracle, replace(self.inserter.capacity, limit=gpus))
-            search = self._search(inserter, 1.0, SEED + gpus)
+            search = PackingSearch.for_demand(inserter, self.items, SEED + gpus)
             packing = self._filled(packing, search)
             yield packing
             if reached is None:
@@ -234,18 +230,11 @@ class Ladder:
                 best = max(best, self._filled(moved, search), key=self._rank)
         return best
 
-    def _search(self, inserter: Inserter, scale: float, seed: int) -> PackingSearch:
-        rates = tuple(item.rate * scale for item in self.items)
-        priorities = tuple(item.llm.priority for item in self.items)
-        goal = Goal(rates=rates, priorities=priorities, targets=rates)
-        return PackingSearch(inserter, self.items, goal, Random(seed))
-
     def _service(self, packing: Packing) -> Service:
         return service_of(packing, self.items)
 
     def _rank(self, packing: Packing) -> tuple[Service, float]:
-        spread = sum(there.kind.gpus * there.load * there.load for there in packing.bins)
-        return self._service(packing), spread
+        return self._service(packing), packing.spread
 
 
 def _strides(first: int, last: int) -> Iterator[int]:

@@ -35,12 +35,11 @@ class Goal:
         for index, rate in packing.unserved.items():
             short += max(0.0, rate / self.rates[index] - (1 - self.floor))
             unserved[self.priorities[index]] += rate
-        spread = sum(there.kind.gpus * there.load * there.load for there in packing.bins)
         return (
             round(short, 6),
             *(round(rate, 6) for rate in unserved.values()),
             float(packing.gpus),
-            -round(spread, 9),
+            -round(packing.spread, 9),
         )
 
 
@@ -61,6 +60,16 @@ class PackingSearch:
     goal: Goal
     random: Random
 
+    @classmethod
+    def for_demand(
+        cls, inserter: Inserter, items: Sequence[Item], seed: int, *, scale: float = 1.0
+    ) -> "PackingSearch":
+        """For all demand, or that part of it."""
+        rates = tuple(item.rate * scale for item in items)
+        priorities = tuple(item.llm.priority for item in items)
+        goal = Goal(rates=rates, priorities=priorities, targets=rates)
+        return cls(inserter, items, goal, Random(seed))
+
     def construct(self, most: int = 3, base: Packing | None = None) -> Packing:
         """The best of at most `most` insertion orders; `base` holds what may not move."""
         orders = [self._by_size, self._by_load, self._by_rate][:most]
@@ -71,7 +80,7 @@ class PackingSearch:
     def fill(self, packing: Packing, order: Sequence[Item]) -> Packing:
         """Inserts every item: targets first, then what is left, best rate per GPU first."""
         goal = self.goal
-        held = _served(packing, {item.index for item in order})
+        held = packing.rates()
         rest = {}
         for item in order:
             served = held.get(item.index, 0.0)
@@ -127,7 +136,7 @@ class PackingSearch:
         return packing
 
     def _recreate(self, packing: Packing, freed: dict[int, float], order: Sequence[int]) -> None:
-        served = _served(packing, set(order))
+        served = packing.rates()
         rest = {}
         for index in order:
             short = self.goal.targets[index] - served.get(index, 0.0)
@@ -170,15 +179,6 @@ class PackingSearch:
     def _by_rate(self, item: Item) -> tuple[float, ...]:
         size = item.kinds[0].gpus if item.kinds else 0
         return (-item.llm.priority, -size * item.rate / self._solo(item), item.index)
-
-
-def _served(packing: Packing, indices: set[int]) -> dict[int, float]:
-    served: dict[int, float] = {}
-    for there in packing.bins:
-        for index, rate in there.members:
-            if index in indices:
-                served[index] = served.get(index, 0.0) + rate
-    return served
 
 
 def ruin(packing: Packing, positions: set[int]) -> dict[int, float]:
