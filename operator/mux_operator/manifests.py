@@ -193,7 +193,7 @@ def _unit_resources(record: UnitRecord, pool: PoolSpec) -> Manifest:
 def _arena_bytes(record: UnitRecord) -> int:
     """Weights and KV of all slots; on a GPU only what transfers need is asked for."""
     if record.spec.device is Device.CPU:
-        return record.spec.memory_bytes * record.spec.gpus
+        return _shared_bytes(record)
     return _OVERHEAD_BYTES
 
 

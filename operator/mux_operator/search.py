@@ -70,13 +70,10 @@ class SearchProcess:
 
     def __init__(self, profiles: Profiles | None = None, *, hung_s: float = HUNG_S) -> None:
         self._profiles = profiles or Profiles()
+        self.profiles = self._profiles.digest
         self._hung_s = hung_s
         self._turn = asyncio.Lock()
         self._process: Process | None = None
-
-    @property
-    def profiles(self) -> str:
-        return self._profiles.digest
 
     @property
     def pid(self) -> int | None:
