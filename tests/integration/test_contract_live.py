@@ -47,6 +47,11 @@ def rewrite(server: UpServer, name: str, tiny: Path, *more: str) -> None:
     (server.manifests / f"{name}.yaml").write_text(text)
 
 
+def last_line(server: UpServer, model: str) -> str:
+    """What was told of the model last."""
+    return next((x for x in reversed(server.lines) if f"] {model}: " in x), "")
+
+
 def test_kv_priority_and_slo_follow_the_file_without_a_new_process(
     server: UpServer, tiny: Path
 ) -> None:
@@ -63,9 +68,11 @@ def test_kv_priority_and_slo_follow_the_file_without_a_new_process(
     rewrite(server, "one", tiny, "sharing: {kvCache: {request: 900Mi}}")
     wait_until(lambda: server.said("sharing.kvCache.request: 900.0 MiB does not fit"))
     assert server.served() == {"one", "two"}
+    assert ", but" not in last_line(server, "two"), "it has what it had"
 
     rewrite(server, "one", tiny)
     wait_until(lambda: kv(server, "one")["limit"] > 128 * MIB)
+    wait_until(lambda: ", but" not in last_line(server, "one"))
     assert hosts(server) == before
 
 

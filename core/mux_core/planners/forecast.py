@@ -1,10 +1,11 @@
 """The prediction of a placement: every unit through one estimator, summed per LLM."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitEstimator
 from mux_core.llm import Llm
-from mux_core.placement import Placement, Unit
+from mux_core.placement import Member, Placement, Unit
 from mux_core.planners.assembly import kind_of
 from mux_core.planning import MemberEstimate, PlacementProblem, Prediction
 from mux_core.units import ModelName
@@ -45,7 +46,11 @@ def _outcomes(
 ) -> list[tuple[ModelName, tuple[float, MemberOutcome]]]:
     members = [member for member in unit.members if member.model in llms]
     asks = [
-        Ask(llm=llms[member.model], rate=max(member.rate, 1e-3), share=member.share)
+        Ask(
+            llm=_as_held(llms[member.model], member),
+            rate=max(member.rate, 1e-3),
+            share=member.share,
+        )
         for member in members
     ]
     if not asks:
@@ -55,6 +60,16 @@ def _outcomes(
         (member.model, (member.rate, outcome))
         for member, outcome in zip(members, found, strict=True)
     ]
+
+
+def _as_held(llm: Llm, member: Member) -> Llm:
+    """The LLM with no more KV of its own than the placement gives it.
+
+    A request raised beyond what its running unit has is not granted; it takes nothing from others.
+    """
+    if llm.sharing.kv_request <= member.kv.guaranteed:
+        return llm
+    return replace(llm, sharing=replace(llm.sharing, kv_request=member.kv.guaranteed))
 
 
 def _combined(llm: Llm, parts: Sequence[tuple[float, MemberOutcome]]) -> MemberEstimate:
