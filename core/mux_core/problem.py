@@ -14,7 +14,7 @@ from mux_core.carriers import out_of_reach
 from mux_core.llm import Demand, Dtype, Llm, ModelGeometry
 from mux_core.placement import GpuNode, KvQuota, Member, Placement, Share, Unit
 from mux_core.planning import PlacementProblem, PlanningPolicy
-from mux_core.rates import TAU_S, fell, rose, window
+from mux_core.rates import TAU_S, fell, risen, window
 from mux_core.reasons import ConditionType, Reason
 from mux_core.snapshot import LlmObject, Observation, Snapshot, UnitRecord
 from mux_core.specs import PoolSpec
@@ -208,9 +208,10 @@ def planned_rate(measured: MeasuredDemand | None, declared: float, before: float
     if measured is None:
         return max(declared, before)
     first = before < UNPLANNED and window(measured.age_s, TAU_S) >= TAU_S
-    if first or rose(measured, before) or fell(measured, before):
-        return max(declared, _two_digits(measured.rate))
-    return max(declared, before)
+    new = risen(measured, before)
+    if new is None and (first or fell(measured, before)):
+        new = measured.rate
+    return max(declared, before if new is None else _two_digits(new))
 
 
 def known_demand(item: LlmObject, snapshot: Snapshot) -> MeasuredDemand | None:

@@ -33,9 +33,12 @@ class QuotaClaim:
     weight: float = 1.0
 
 
-def claim_weight(rate: float) -> float:
-    """Weight of a member whose plan counts on `rate` requests/s."""
-    return _LEAST_RATE + rate
+def claim_weight(rate: float, *, units_per_token: float) -> float:
+    """Weight of a member whose plan counts on `rate` requests/s: what is borrowed then holds as
+    many tokens per request/s of any member. By rate alone, who needs most per token would bear
+    nearly all of a shortage.
+    """
+    return (_LEAST_RATE + rate) * units_per_token
 
 
 def ceiling(model: str, claims: Sequence[QuotaClaim], total: int) -> int:

@@ -11,15 +11,16 @@ A source is evaluated at its own last sample, so a late scrape does not look lik
 restarted process counts from zero and its first count is all new; a source never seen before only
 sets its base line. A source that is gone fades with the same time constant.
 
-Two time constants: the rate that is shown and that a rise is seen by has `TAU_S`, the one that a
-fall must be seen by `LASTING_S`, so that load which comes back soon finds everything as it was.
+Two time constants: the rate that is shown and that a jump is seen by has `TAU_S`; the one that a
+fall must be seen by has `LASTING_S`, so that load which comes back soon finds everything as it was.
+It also shows a slow rise, which may be chance by the shorter mean.
 
 For Poisson arrivals at rate r such a mean of age a deviates by sqrt(r / window) with
 
     window = 2 tau * (1 - exp(-a / tau)) / (1 + exp(-a / tau))
 
-seconds: a for a young one, two time constants in the end. `rose` and `fell` ask for more than that,
-so that noise alone plans nothing.
+seconds: a for a young one, two time constants in the end. `risen` and `fell` ask for more than
+that, so that noise alone plans nothing.
 """
 
 import math
@@ -35,8 +36,10 @@ TAU_S: Final = 30.0
 LASTING_S: Final = 300.0
 STALE_S: Final = 300.0
 RISE: Final = 0.25
+LASTING_RISE: Final = 0.1
 FALL: Final = 0.4
-"""A rate this part above, or below, the planned one plans nothing."""
+"""A rate this part above, or below, the planned one plans nothing. What lasts may exceed it by
+less: units are planned to nine tenths, and a little overload for long makes everybody wait."""
 SURE: Final = 4.0
 """Standard deviations of chance that a change must exceed."""
 _SHORTEST_S: Final = 0.2
@@ -120,8 +123,19 @@ def rates(
     return result
 
 
-def rose(demand: MeasuredDemand, before: float) -> bool:
-    """Arrives more than `before`, by more than hysteresis and chance explain?"""
+def risen(demand: MeasuredDemand, before: float) -> float | None:
+    """What arrives where that is more than `before` by more than hysteresis and chance explain:
+    much at the moment, or a little for some minutes.
+    """
+    if jumped(demand, before):
+        return max(demand.rate, demand.lasting)
+    chance = _chance(demand.lasting + before, window(demand.age_s, LASTING_S))
+    crept = demand.lasting - before > max(LASTING_RISE * before, chance)
+    return demand.lasting if crept else None
+
+
+def jumped(demand: MeasuredDemand, before: float) -> bool:
+    """Arrives much more than `before` at the moment?"""
     chance = _chance(demand.rate + before, window(demand.age_s, TAU_S))
     return demand.rate - before > max(RISE * before, chance)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Final
 
 from mux_core.comparison import WINDOW_S
-from mux_core.rates import TAU_S, fell, rose, window
+from mux_core.rates import TAU_S, fell, jumped, window
 from mux_core.status import Figures, LlmStatus, MeasuredDemand
 
 RATE_EVERY_S: Final = 30.0
@@ -36,6 +36,6 @@ def _demand(new: MeasuredDemand | None, old: MeasuredDemand | None) -> MeasuredD
                            lasting=round(new.rate, 2))  # fmt: skip
     if old is not None and old.source == new.source:
         young = new.as_of - old.as_of < RATE_EVERY_S or window(new.age_s, TAU_S) < TAU_S
-        if young and not rose(new, old.rate) and not fell(new, old.rate):
+        if young and not jumped(new, old.rate) and not fell(new, old.rate):
             shown = old
     return shown

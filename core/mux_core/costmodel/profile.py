@@ -29,11 +29,17 @@ class StepCurve:
     points: tuple[float, ...]
     values: tuple[float, ...]
     overhead_s: float
+    cheapest_s: float = field(init=False)
+    """Seconds per sequence at the batch that decodes fastest; a step that grows faster than its
+    batch has one."""
     _slopes: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         pairs = zip(pairwise(self.points), pairwise(self.values), strict=True)
         self._slopes = tuple((b - a) / (high - low) for (low, high), (a, b) in pairs)
+        each = [value / at for at, value in zip(self.points, self.values, strict=True) if at > 0]
+        last = self._slopes[-1] if self._slopes else 0.0
+        self.cheapest_s = min([*each, last]) + self.overhead_s
 
     def at(self, batch: float) -> float:
         points = self.points

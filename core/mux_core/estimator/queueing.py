@@ -116,8 +116,7 @@ class QueueingUnits:
         limits = _Limits(kv_bytes=self.headroom * room, largest_part=self.headroom)
         if not self._settle(kind, states, limits):
             return False
-        slowest = (state.curve.at(1.0) / (1 - self.headroom + 1e-12) for state in states)
-        if any(state.step_s > most for state, most in zip(states, slowest, strict=True)):
+        if any(state.decode_use > self.headroom for state in states):
             return False
         judged = self.enforce_slo and any(state.ask.llm.slo is not None for state in states)
         return not judged or self._judge(kind, states).fits

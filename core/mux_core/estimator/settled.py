@@ -61,6 +61,19 @@ class Settling:
     step_s: float = 0.0
     alone_s: float = 0.0
 
+    @property
+    def decode_use(self) -> float:
+        """Part of what its decodes can do that is asked of them.
+
+        Near the limit the batch grows without bound: of a step that is linear in its batch, all but
+        the constant part is use. A step that grows faster than that is fastest at some batch, and
+        beyond it the more wait the slower they are served.
+        """
+        if not self.step_s:
+            return 0.0
+        pace = self.ask.rate * self.costs.output_tokens * self.curve.cheapest_s
+        return max(1 - self.curve.at(1.0) / self.step_s, pace * self.step_s / self.alone_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Together:
@@ -104,8 +117,7 @@ def outcomes(
 def _member(kind: GroupKind, state: Settling, unit: _Together, kv_queue: Queue) -> MemberOutcome:
     costs, step_s = state.costs, state.step_s
     prefill_s = costs.first_s * unit.prefill_factor
-    decode_use = max(0.0, 1 - state.curve.at(1.0) / step_s) if step_s else 0.0
-    use = max(unit.kv_use, unit.prefill_busy, state.batch / costs.largest, decode_use)
+    use = max(unit.kv_use, unit.prefill_busy, state.batch / costs.largest, state.decode_use)
     spread = state.curve.at(state.batch + P99 * sqrt(state.batch))
     tpot_p99 = step_s / state.alone_s * spread
     # The KV floor, and of the rest a part in proportion to need.

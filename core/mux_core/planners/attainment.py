@@ -21,6 +21,9 @@ from mux_core.planners.packing import Bin, Key, Oracle
 LEAST_GAIN = 1e-6
 GRADES = {1.0: 3.0, 1.5: 2.0, 2.5: 3.0, 4.0: 3.0, 10.0: 2.0}
 """Multiples of the target, and how much it counts to meet each; meeting the target is all."""
+MOST_STRETCH = 1.25
+"""Mean TTFT in parts of what it would be alone in that group: a member whose neighbours hold it up
+for longer counts for less."""
 P99 = 2.33
 UNEVEN = 1.4
 """What requests hold varies by their number, and by lengths that vary as much as their mean."""
@@ -75,6 +78,7 @@ class Spending:
     inserter: Inserter
     floor: float = LEAST_SERVED
     _met: dict[tuple[GroupKind, Key], float] = field(default_factory=dict)
+    _alone: dict[tuple[GroupKind, int, float], float] = field(default_factory=dict)
 
     def attained(self, packing: Packing) -> float:
         """Requests/s of all bins, each by how nearly it meets its SLO."""
@@ -89,8 +93,12 @@ class Spending:
 
     def better(self, packing: Packing) -> Packing | None:
         """The change that gains most per GPU it adds, carried out; None if none gains."""
+        simple = chain(_divisions(packing, self.inserter), self._shifts(packing))
+        return self._best(packing, simple) or self._best(packing, self._passes(packing))
+
+    def _best(self, packing: Packing, changes: Iterable[_Change]) -> Packing | None:
         best: tuple[float, Packing] | None = None
-        for change in chain(_divisions(packing, self.inserter), self._shifts(packing)):
+        for change in changes:
             replaced = [packing.bins[position] for position in change.replaced]
             before = sum(map(self.met, replaced))
             gain = sum(map(self.met, change.made)) - before
@@ -125,20 +133,48 @@ class Spending:
 
     def _shifts(self, packing: Packing) -> Iterator[_Change]:
         """From the bins that miss most: a member, or half its rate, to another bin."""
-        bins = packing.bins
-        lost = [sum(rate for _, rate in there.members) - self.met(there) for there in bins]
-        for source in sorted(range(len(bins)), key=lambda at: (-lost[at], at))[:WORST_BINS]:
-            for target in range(len(bins)):
+        for source in self._worst_bins(packing, WORST_BINS):
+            for target in range(len(packing.bins)):
                 if target != source:
                     yield from _moved(packing, source, target, self.inserter)
+
+    def _worst_bins(self, packing: Packing, most: int) -> list[int]:
+        """Positions of the bins that miss most requests/s, worst first."""
+        bins = packing.bins
+        lost = [sum(rate for _, rate in there.members) - self.met(there) for there in bins]
+        return sorted(range(len(bins)), key=lambda at: (-lost[at], at))[:most]
+
+    def _passes(self, packing: Packing) -> Iterator[_Change]:
+        """From the bin that misses most: a member, or half its rate, to another bin, which passes
+        one that it had on to a third."""
+        for source in self._worst_bins(packing, 1):
+            for target in range(len(packing.bins)):
+                if target == source:
+                    continue
+                for first in _moved(packing, source, target, self.inserter):
+                    yield from _passed_on(packing, first, target, self.inserter)
 
     def _judge(self, there: Bin) -> float:
         pairs = self._outcomes(there)
         running = sum(a.rate * a.llm.demand.output_tokens * (m.tpot_mean_s or 0) for a, m in pairs)
         return sum(
-            min(ask.rate, found.served) * nearness(ask.llm.slo, found, running)
-            for ask, found in pairs
+            min(ask.rate, found.served)
+            * nearness(ask.llm.slo, found, running)
+            * self._fairness(there.kind, member, ask, found)
+            for member, (ask, found) in zip(there.members, pairs, strict=True)
         )
+
+    def _fairness(
+        self, kind: GroupKind, member: tuple[int, float], ask: Ask, found: MemberOutcome
+    ) -> float:
+        """Less than 1 for a member whose first tokens its neighbours hold up by much."""
+        if not found.ttft_mean_s or found.utilisation >= 1:
+            return 1.0
+        alone = self._alone.get((kind, *member))
+        if alone is None:
+            (one,) = self.inserter.oracle.estimator.outcome(kind, [ask]).members
+            alone = self._alone[(kind, *member)] = one.ttft_mean_s or 0.0
+        return min(1.0, MOST_STRETCH * alone / found.ttft_mean_s)
 
 
 def nearness(slo: Slo | None, found: MemberOutcome, running: float) -> float:
@@ -216,15 +252,43 @@ def _divisions(packing: Packing, inserter: Inserter) -> Iterator[_Change]:
 
 def _moved(packing: Packing, source: int, target: int, inserter: Inserter) -> Iterator[_Change]:
     """A member of `source`, or half its rate, in `target`; a bin that is left empty goes."""
-    oracle, there, other = inserter.oracle, packing.bins[source], packing.bins[target]
-    for index, rate in there.members:
-        item = oracle.items[index]
-        holds = other.holds(index)
-        if not holds and not oracle.may_join(other, item):
+    there, other = packing.bins[source], packing.bins[target]
+    for kept, grown in _handed(packing, there.members, there, other, inserter):
+        yield _Change({source: kept, target: grown})
+
+
+def _passed_on(
+    packing: Packing, first: _Change, through: int, inserter: Inserter
+) -> Iterator[_Change]:
+    """`first`, and what was in the bin it goes `through`, or half its rate, in a third one."""
+    middle = first.replaced[through]
+    assert middle is not None
+    stayed = [member for member in packing.bins[through].members if member in middle.members]
+    for at, known in enumerate(packing.bins):
+        there = first.replaced.get(at, known)
+        if at == through or there is None:
             continue
-        others = [member for member in there.members if member[0] != index]
-        kept = oracle.make(there.kind, others, there.fixed) if others else None
-        yield _Change({source: kept, target: oracle.joined(other, item, rate)})
+        for kept, grown in _handed(packing, stayed, middle, there, inserter):
+            yield _Change({**first.replaced, through: kept, at: grown})
+
+
+def _handed(
+    packing: Packing,
+    members: Iterable[tuple[int, float]],
+    giver: Bin,
+    taker: Bin,
+    inserter: Inserter,
+) -> Iterator[tuple[Bin | None, Bin]]:
+    """What both bins are when `taker` gets one of `members` of the `giver`, or half its rate."""
+    oracle = inserter.oracle
+    for index, rate in members:
+        item = oracle.items[index]
+        holds = taker.holds(index)
+        if not holds and not oracle.may_join(taker, item):
+            continue
+        others = [member for member in giver.members if member[0] != index]
+        kept = oracle.make(giver.kind, others, giver.fixed) if others else None
+        yield kept, oracle.joined(taker, item, rate)
         if holds or replicas_of(packing, item) < item.llm.max_replicas:
-            halved = oracle.make(there.kind, [*others, (index, rate / 2)], there.fixed)
-            yield _Change({source: halved, target: oracle.joined(other, item, rate / 2)})
+            halved = oracle.make(giver.kind, [*others, (index, rate / 2)], giver.fixed)
+            yield halved, oracle.joined(taker, item, rate / 2)

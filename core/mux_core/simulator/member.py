@@ -189,7 +189,8 @@ class SimMember:
                              self.prefill.engine.prefilling, block_tokens=self.block)  # fmt: skip
         return QuotaClaim(
             model=self.model, floor=self.floor, limit=max(self.limit, self.floor), used=self.used,
-            wanted=wanted * self.layout.row_units, weight=claim_weight(self.plan.rate),
+            wanted=wanted * self.layout.row_units,
+            weight=claim_weight(self.plan.rate, units_per_token=self.layout.row_units / self.block),
         )  # fmt: skip
 
     def _make_load(self, limits: Limits) -> MemberLoad:

@@ -92,7 +92,8 @@ class UnitMemory:
             QuotaClaim(
                 model=m.model, floor=m.floor, limit=max(m.limit, m.floor),
                 used=m.units_used(self.allocator), wanted=_wanted(m),
-                weight=claim_weight(m.spec.rate),
+                weight=claim_weight(m.spec.rate, units_per_token=m.geometry.row_units
+                                    / m.geometry.block_tokens),
             )
             for m in members if m.card is not None
         ]  # fmt: skip

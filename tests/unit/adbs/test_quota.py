@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mux_core.errors import SpecError
-from mux_core.quota import QuotaClaim, adapt, ceiling
+from mux_core.quota import QuotaClaim, adapt, ceiling, claim_weight
 
 
 def claim(model: str, **changes: float) -> QuotaClaim:
@@ -24,6 +24,12 @@ def test_what_is_wanted_goes_before_what_is_idle() -> None:
 def test_two_busy_members_share_by_weight() -> None:
     quotas = adapt([claim("a", wanted=500, weight=3.0), claim("b", wanted=500, weight=1.0)], 100)
     assert quotas == {"a": 70, "b": 30}
+
+
+def test_what_is_borrowed_holds_as_many_tokens_of_one_member_as_of_another() -> None:
+    large, small = (claim_weight(2.0, units_per_token=units) for units in (7.0, 1.0))
+    busy = [claim("large", wanted=5000, weight=large), claim("small", wanted=5000, weight=small)]
+    assert adapt(busy, 820) == {"large": 10 + 7 * 100, "small": 10 + 100}
 
 
 def test_a_limit_holds() -> None:

@@ -14,7 +14,7 @@ from mux_core.rates import (
     is_stale,
     observed,
     rates,
-    rose,
+    risen,
     window,
     without,
 )
@@ -107,14 +107,21 @@ def demand(measured: float, *, lasting: float | None = None, age_s: float = 3600
 @pytest.mark.parametrize(
     ("before", "measured", "moved"),
     [
-        pytest.param(20.0, demand(24.0), "", id="a fifth more"),
+        pytest.param(20.0, demand(24.0, lasting=20.0), "", id="a fifth more, but just now"),
+        pytest.param(20.0, demand(24.0), "rose", id="a fifth more for some minutes"),
+        pytest.param(20.0, demand(18.0, lasting=22.5), "rose", id="whatever the moment says"),
+        pytest.param(20.0, demand(21.5), "", id="less than units have left"),
         pytest.param(20.0, demand(26.0), "rose", id="a third more"),
         pytest.param(20.0, demand(13.0), "", id="a third less"),
         pytest.param(20.0, demand(11.0), "fell", id="half"),
         pytest.param(20.0, demand(1.0, lasting=19.0), "", id="hardly any, but just now"),
         pytest.param(20.0, demand(30.0, lasting=19.0), "rose", id="a rise counts just now"),
-        pytest.param(0.2, demand(0.5), "", id="at low rates chance alone makes twice as much"),
-        pytest.param(0.2, demand(2.0), "rose", id="not ten times as much"),
+        pytest.param(
+            0.2, demand(0.5, lasting=0.2), "", id="at low rates chance alone makes twice as much"
+        ),
+        pytest.param(0.5, demand(0.6), "", id="or a fifth more for some minutes"),
+        pytest.param(0.5, demand(0.9), "rose", id="not nearly twice as much"),
+        pytest.param(0.2, demand(2.0), "rose", id="nor ten times as much"),
         pytest.param(20.0, demand(40.0, age_s=1), "", id="one second says little"),
         pytest.param(20.0, demand(0.0, age_s=1), "", id="neither way"),
         pytest.param(0.0, demand(0.0), "", id="nothing is nothing"),
@@ -124,7 +131,13 @@ def demand(measured: float, *, lasting: float | None = None, age_s: float = 3600
 def test_a_rate_moves_beyond_hysteresis_and_chance(
     before: float, measured: MeasuredDemand, moved: str
 ) -> None:
-    assert (rose(measured, before), fell(measured, before)) == (moved == "rose", moved == "fell")
+    rose = risen(measured, before) is not None
+    assert (rose, fell(measured, before)) == (moved == "rose", moved == "fell")
+
+
+def test_a_rise_is_to_what_shows_it() -> None:
+    assert risen(demand(30.0, lasting=22.0), 20.0) == 30.0
+    assert risen(demand(18.0, lasting=23.0), 20.0) == 23.0
 
 
 def test_a_mean_is_worth_its_age_and_in_the_end_two_time_constants() -> None:
