@@ -97,17 +97,21 @@ def within_limits(problem: PlacementProblem) -> PlacementProblem:
 
 
 def _carried(there: Bin, oracle: Oracle) -> Bin:
-    """What an overfull unit carries: its busiest member gives way first."""
+    """What an overfull unit carries: its busiest member gives way first.
+
+    A member that is refused even alone was placed by memory; it says nothing against the others.
+    """
+    solo = {index: oracle.solo(oracle.items[index], there.kind) for index, _ in there.members}
 
     def load(member: tuple[int, float]) -> float:
         index, rate = member
-        return rate / (oracle.solo(oracle.items[index], there.kind) or 1e-9)
+        return rate / (solo[index] or 1e-9)
 
     members = dict(there.members)
     for index, rate in sorted(there.members, key=load, reverse=True):
         for part in range(PARTS, 0, -1):
             members[index] = rate * part / PARTS
-            if oracle.fits(there.kind, list(members.items())):
+            if oracle.fits(there.kind, [m for m in members.items() if solo[m[0]]]):
                 return oracle.make(there.kind, members.items(), there.fixed)
     return oracle.make(there.kind, members.items(), there.fixed)
 

@@ -95,6 +95,20 @@ def test_it_adds_fits_and_is_the_same_when_asked_again(steps: list[PlacementProb
         current = plan.proposed
 
 
+def test_who_is_refused_even_alone_sends_nobody_elsewhere() -> None:
+    """It was placed by memory; its neighbour's demand does not look for another unit for that."""
+    idle = Llm(name=ModelName("other"), geometry=SHAPE, weight_bytes=Bytes(MIB), max_replicas=3,
+               demand=Demand(rate=0.0))  # fmt: skip
+    hopeless = replace(idle, name=ModelName("hopeless"), slo=Slo(tpot_s=1e-5), max_replicas=1)
+    nodes = tuple(GpuNode(name=NodeName(f"n{number}"), gpus=1, memory=Bytes(12 * MIB), gpu="cpu")
+                  for number in range(2))  # fmt: skip
+    policy = PlanningPolicy(best_effort=True, group_sizes=(1,), max_tensor_members=1)
+    problem = PlacementProblem(now=0.0, nodes=nodes, llms=(hopeless, idle), policy=policy)
+    first = chosen(problem).plan.proposed
+    assert [unit.models for unit in first.units] == [{"hopeless", "other"}]
+    assert chosen(replace(problem, current=first)).plan.steps == ()
+
+
 @settings(QUICK, max_examples=50)
 @given(steps=problems())
 def test_who_has_no_place_is_told_why_and_could_have_had_none(
