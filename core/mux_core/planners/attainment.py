@@ -2,10 +2,11 @@
 
 Each step is the change that gains most per GPU it adds: a member moves out of a shared group, or a
 second replica takes half of its rate, or a lone one gets a larger group; or, for no GPU at all, a
-member or half its rate moves from a group that misses much to another one. It ends where nothing
-gains any more, so not sharing wins exactly where it is better. A request counts by how near it
-comes to its target, not only by whether it meets it: else nothing would seem to help a group that
-misses it by far.
+member or half its rate moves from a group that misses much to another one. Where none of these
+gains, the other group passes one of its members on to a third. It ends where nothing gains any
+more, so not sharing wins exactly where it is better. A request counts by how near it comes to its
+target, not only by whether it meets it: else nothing would seem to help a group that misses it by
+far; and it counts less where it waits long for neighbours.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

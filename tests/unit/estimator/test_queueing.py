@@ -1,14 +1,17 @@
 """Estimator `default`: what sharing costs, and that it says why it says no."""
 
+from dataclasses import replace
 from itertools import permutations
 from random import Random
 
 import pytest
 
+from mux_core.costmodel.profile import profile_of
 from mux_core.estimator.queueing import QueueingUnits
 from mux_core.estimator.reference import ReferenceUnits
 from mux_core.estimator.unit import Ask, GroupKind
 from mux_core.llm import SharingPolicy, Slo
+from mux_core.placement import Share
 from mux_core.planning import PlanReason
 from mux_core.units import GIB, Bytes, Percent
 from planner_builders import an_llm
@@ -32,6 +35,18 @@ def test_latencies_and_use_rise_with_the_rate():
     assert slow.utilisation < fast.utilisation
     assert slow.ttft_mean_s < fast.ttft_mean_s < fast.ttft_p99_s
     assert slow.tpot_mean_s < fast.tpot_mean_s < fast.tpot_p99_s
+
+
+def test_use_is_at_least_the_part_of_what_the_fastest_batch_decodes():
+    """Steps of a 65B on most of four GPUs grow faster than their batch beyond 64 sequences."""
+    share = Share(prefill=Percent(80), decode=Percent(80))
+    large = replace(ask("a", 2.7, "llama-65b"), share=share)
+    found = QueueingUnits(enforce_slo=False).outcome(kind(4), [large]).members[0]
+    curve = profile_of(large.llm, "a100-80gb", {}).decode_curve(
+        tensor=4, percent=80, context=498, overhead_s=5e-5
+    )
+    fastest = max(batch / curve.at(batch) for batch in range(1, 513))
+    assert found.utilisation >= 2.7 * 337 / fastest - 1e-9
 
 
 def test_company_costs_latency():

@@ -1,10 +1,14 @@
 """Steps of the attainment objective, on packings made by hand."""
 
 from dataclasses import replace
+from math import inf
+
+import pytest
 
 from mux_core.estimator.queueing import QueueingUnits
 from mux_core.estimator.unit import Ask, GroupKind
 from mux_core.llm import Slo
+from mux_core.planners import attainment
 from mux_core.planners.attainment import (
     Spending,
     nearness,
@@ -60,6 +64,25 @@ def test_a_spare_gpu_goes_to_who_misses_most():
     *_, last = spend_spare_gpus(start, spending)
     assert last.gpus == 3
     assert sum(there.holds(0) for there in last.bins) >= 2
+
+
+def test_a_group_passes_a_cold_llm_on_so_that_a_hot_one_gets_its_gpu():
+    spending = spending_of({"hot": 4.0, "warm": 1.0, "cold": 0.5}, gpus=3)
+    start = packed(spending, {0: 4.0}, {1: 1.0}, {2: 0.5})
+    *_, last = spend_spare_gpus(start, spending)
+    members = sorted(sorted(there.members) for there in last.bins)
+    assert members == [[(0, 2.0)], [(0, 2.0)], [(1, 1.0), (2, 0.5)]]
+
+
+@pytest.mark.parametrize(("rates", "counts_less"), [((3.0, 3.0), False), ((6.0, 4.0), True)])
+def test_who_waits_long_for_its_neighbours_counts_less(rates, counts_less, monkeypatch):
+    met = []
+    for most in (attainment.MOST_STRETCH, inf):
+        monkeypatch.setattr(attainment, "MOST_STRETCH", most)
+        spending = spending_of(dict(zip("ab", rates, strict=True)), gpus=1)
+        (there,) = packed(spending, dict(enumerate(rates))).bins
+        met.append(spending.met(there))
+    assert (met[0] < 0.7 * met[1]) == counts_less
 
 
 def test_a_group_on_the_edge_counts_less_than_one_with_room():
