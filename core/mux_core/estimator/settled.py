@@ -13,6 +13,8 @@ from mux_core.placement import Share
 from mux_core.units import Bytes, Percent
 
 P99 = 2.33
+MOST_GROWTH = 0.9
+"""Beyond it the approximation says nothing; the batch hardly settles."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,7 +150,22 @@ def _stream(state: Settling, factor: float) -> Stream:
 def _holding(state: Settling) -> Holding:
     costs = state.costs
     held_s = costs.output_tokens * state.step_s
-    return Holding(requests=state.batch, bytes=costs.sequence_bytes, seconds=held_s)
+    return Holding(requests=state.batch, bytes=costs.sequence_bytes, seconds=held_s,
+                   swing=_swing(state))  # fmt: skip
+
+
+def _swing(state: Settling) -> float:
+    """Variance of the batch over its mean, 1 / (1 - e): a batch above its mean makes every step
+    longer, in which more arrive. e: relative growth of a step over that of its batch (the linear
+    noise of a queue whose servers slow each other down, around where it settles).
+    """
+    batch, curve = state.batch, state.curve
+    if batch <= 0:
+        return 1.0
+    around = sqrt(batch)
+    longer = curve.at(batch + around) - curve.at(max(0.0, batch - around))
+    growth = longer / (2 * around) * batch / curve.at(batch)
+    return 1 / (1 - min(growth, MOST_GROWTH))
 
 
 def _attainment(

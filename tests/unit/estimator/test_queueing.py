@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from mux_core.costmodel.profile import profile_of
+from mux_core.estimator import settled
 from mux_core.estimator.queueing import QueueingUnits
 from mux_core.estimator.reference import ReferenceUnits
 from mux_core.estimator.unit import Ask, GroupKind
@@ -47,6 +48,19 @@ def test_use_is_at_least_the_part_of_what_the_fastest_batch_decodes():
     )
     fastest = max(batch / curve.at(batch) for batch in range(1, 513))
     assert found.utilisation >= 2.7 * 337 / fastest - 1e-9
+
+
+def test_steps_that_grow_with_their_batch_make_waits_for_kv_longer(monkeypatch):
+    share = Share(prefill=Percent(80), decode=Percent(80))
+    large = replace(ask("a", 2.7, "llama-65b"), share=share)
+    tight = GroupKind(gpus=4, gpu="a100-80gb", memory=Bytes(68 * GIB))
+    waits = []
+    for most in (settled.MOST_GROWTH, 0.0):
+        monkeypatch.setattr(settled, "MOST_GROWTH", most)
+        found = QueueingUnits(enforce_slo=False).outcome(tight, [large]).members[0]
+        assert found.utilisation < 1
+        waits.append(found.ttft_mean_s)
+    assert waits[0] > 2 * waits[1]
 
 
 def test_company_costs_latency():

@@ -46,6 +46,11 @@ def test_who_makes_the_kv_vary_waits_for_it():
     assert large.mean > 100 * small.mean > 0
 
 
+def test_a_batch_that_swings_more_waits_more():
+    calm, wild = (Holding(requests=80, bytes=1.0, seconds=10.0, swing=by) for by in (1.0, 4.0))
+    assert for_kv([wild], room=110)[0].mean > 3 * for_kv([calm], room=110)[0].mean > 0
+
+
 @given(st.floats(1, 500), st.floats(1.02, 3), st.floats(1.001, 1.5))
 def test_more_room_never_means_a_longer_wait(requests, room, more):
     (tight,) = for_kv([holding(requests)], requests * room)
