@@ -53,7 +53,7 @@ def test_use_is_at_least_the_part_of_what_the_fastest_batch_decodes():
 def test_steps_that_grow_with_their_batch_make_waits_for_kv_longer(monkeypatch):
     share = Share(prefill=Percent(80), decode=Percent(80))
     large = replace(ask("a", 2.7, "llama-65b"), share=share)
-    tight = GroupKind(gpus=4, gpu="a100-80gb", memory=Bytes(68 * GIB))
+    tight = GroupKind(gpus=4, gpu="a100-80gb", memory=Bytes(62 * GIB))
     waits = []
     for most in (settled.MOST_GROWTH, 0.0):
         monkeypatch.setattr(settled, "MOST_GROWTH", most)
