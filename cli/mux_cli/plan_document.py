@@ -136,6 +136,7 @@ def _unit(unit: Unit) -> dict[str, Any]:
                 "tensor": member.tensor,
                 "gpus": list(unit.group.gpus),
                 "rate": member.rate,
+                "concurrency": member.concurrency,
                 "prefill_percent": member.share.prefill,
                 "decode_percent": member.share.decode,
                 "kv_bytes": member.kv.guaranteed,
@@ -172,6 +173,7 @@ def _read_unit(unit: Mapping[str, Any], index: int) -> Unit:
                 limit=Bytes(member.get("kv_limit_bytes", member["kv_bytes"])),
             ),
             rate=float(member["rate"]),
+            concurrency=float(member.get("concurrency", 0.0)),
         )
         for member in unit["members"]
     ]

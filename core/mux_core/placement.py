@@ -70,7 +70,11 @@ class KvQuota:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Member:
-    """One replica of one LLM in a unit; `rate` is the demand sent to it, requests/s."""
+    """One replica of one LLM in a unit; `rate` is the demand sent to it, requests/s.
+
+    `concurrency`: requests that decode there at a time, on average, as predicted (Little's law); 0
+    where nothing predicts it.
+    """
 
     model: ModelName
     replica: int
@@ -78,6 +82,7 @@ class Member:
     share: Share
     kv: KvQuota
     rate: float = 0.0
+    concurrency: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -275,7 +275,7 @@ def planned_member(member: MemberSpec) -> Member:
                     decode=Percent(member.decode_percent)),
         kv=KvQuota(guaranteed=Bytes(member.kv_guaranteed_bytes * member.tensor),
                    limit=Bytes(member.kv_limit_bytes * member.tensor)),
-        rate=member.rate,
+        rate=member.rate, concurrency=member.concurrency,
     )  # fmt: skip
 
 

@@ -59,9 +59,12 @@ class RouteTable:
         return next((route for route in self.routes if route.served_name == served_name), None)
 
 
-def planned_weight(rate: float) -> float:
-    """Weight of an endpoint whose plan sends it `rate` requests/s."""
-    return max(rate, _LEAST_RATE)
+def planned_weight(rate: float, concurrency: float) -> float:
+    """Weight of an endpoint whose plan sends it `rate` requests/s and expects `concurrency` of them
+    to be there at a time: by the rate alone, who is faster is always the least loaded, gets more
+    than its plan, and is slow in the end. Where no concurrency is known, the rate.
+    """
+    return max(concurrency or rate, _LEAST_RATE)
 
 
 def least_loaded(

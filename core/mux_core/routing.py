@@ -88,7 +88,7 @@ def _endpoint(unit: UnitId, carrier: Carrier, member: MemberSpec) -> Endpoint | 
     if carrier.address is None:
         return None
     return Endpoint(unit=unit, host=carrier.address.host, port=carrier.address.internal,
-                    weight=planned_weight(member.rate))  # fmt: skip
+                    weight=planned_weight(member.rate, member.concurrency))  # fmt: skip
 
 
 def _as_published(

@@ -118,7 +118,8 @@ def _member_spec(
         max_model_len=spec.max_model_len, prefill_percent=member.share.prefill,
         decode_percent=member.share.decode,
         kv_guaranteed_bytes=member.kv.guaranteed // member.tensor,
-        kv_limit_bytes=member.kv.limit // member.tensor, rate=member.rate, priority=spec.priority,
+        kv_limit_bytes=member.kv.limit // member.tensor, rate=member.rate,
+        concurrency=member.concurrency, priority=spec.priority,
         slo_ttft_s=spec.slo.ttft_s if spec.slo else None,
         slo_tpot_s=spec.slo.tpot_s if spec.slo else None, drain_timeout_s=spec.drain_timeout_s,
     )  # fmt: skip

@@ -31,7 +31,8 @@ class MemberSpec:
 
     `path` is the checkpoint folder as the unit sees it. `port` serves this model alone (0: none).
     Percents are of one GPU. `kv_guaranteed_bytes` and `kv_limit_bytes` are of one GPU (rank).
-    `rate` is the demand the plan counted on, requests/s. SLO targets absent mean best effort.
+    `rate` is the demand the plan counted on, requests/s, `concurrency` how many of them decode at a
+    time (0: not predicted). SLO targets absent mean best effort.
     """
 
     model: str
@@ -48,6 +49,7 @@ class MemberSpec:
     kv_guaranteed_bytes: int = 0
     kv_limit_bytes: int = 1 << 60
     rate: float = 0.0
+    concurrency: float = 0.0
     priority: int = 0
     slo_ttft_s: float | None = None
     slo_tpot_s: float | None = None

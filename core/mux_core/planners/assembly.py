@@ -7,7 +7,7 @@ shares most LLMs, so that they need not move; only then are free GPUs and fresh 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mux_core.estimator.unit import Ask, GroupKind, UnitEstimator
+from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitEstimator
 from mux_core.footprint import kv_floor, weight_floor
 from mux_core.llm import Llm
 from mux_core.placement import GpuGroup, KvQuota, Member, Placement, Unit
@@ -157,11 +157,18 @@ def _unit(
             share=member.share,
             kv=quota,
             rate=ask.rate,
+            concurrency=_concurrency(ask, member),
         )
         for ask, member, quota in zip(draft.asks, outcome.members, quotas, strict=True)
     ]
     ordered = tuple(sorted(members, key=lambda member: (member.model, member.replica)))
     return Unit(id=unit_id, group=group, members=ordered)
+
+
+def _concurrency(ask: Ask, found: MemberOutcome) -> float:
+    """Two digits: what changes by less is no news for who carries a plan out."""
+    decoding = ask.rate * ask.llm.demand.output_tokens * (found.tpot_mean_s or 0.0)
+    return float(f"{decoding:.2g}")
 
 
 def _quotas(draft: Draft, parts: Sequence[Bytes], had: Mapping[ModelName, Bytes]) -> list[KvQuota]:

@@ -318,7 +318,7 @@ class Mover:
         for unit_id, unit in sorted(self._stage.units.items()):
             for member in unit.members:
                 if member.model == model and not member.draining:
-                    weight = planned_weight(member.plan.rate)
+                    weight = planned_weight(member.plan.rate, member.plan.concurrency)
                     yield Endpoint(unit=unit_id, host="", port=0, weight=weight)
 
     # Telling

@@ -29,9 +29,10 @@ class Router:
 
 
 def endpoints(placement: Placement) -> dict[ModelName, tuple[Endpoint, ...]]:
-    """One endpoint per member, weighted by its planned rate."""
+    """One endpoint per member, weighted as the gateway weighs it."""
     found: dict[ModelName, tuple[Endpoint, ...]] = {}
     for unit, member in placement.members():
-        endpoint = Endpoint(unit=unit.id, host="", port=0, weight=planned_weight(member.rate))
+        weight = planned_weight(member.rate, member.concurrency)
+        endpoint = Endpoint(unit=unit.id, host="", port=0, weight=weight)
         found[member.model] = (*found.get(member.model, ()), endpoint)
     return found
