@@ -180,3 +180,32 @@ def test_on_a_gpu_a_share_in_use_stays_and_who_needs_another_waits_for_approval(
     world.nodes = (replace(GPU, gpus=2),)
     world.settle()
     assert sorted(world.placed.values()) == [["a"], ["b"]], "a free GPU disturbs nobody"
+
+
+def test_a_route_weighs_replicas_by_the_concurrency_that_is_planned_there() -> None:
+    world = three(3)
+    routes = world.routes
+    assert routes is not None
+    for name in "abc":
+        (record,) = (r for r in world.records.values() if r.spec.member(name))
+        member = record.spec.member(name)
+        assert member is not None
+        assert 0 < member.concurrency != member.rate
+        route = routes.route(name)
+        assert route is not None
+        assert [end.weight for end in route.endpoints] == [member.concurrency]
+
+
+def test_a_small_rise_that_lasts_is_planned_for() -> None:
+    """A sixth more: too little for the mean of half a minute, too much for a unit that is full."""
+    world = settled(an_llm("a"))
+    traffic = Traffic(world, {"a": 20.0})
+    traffic.run(900)
+    (before,) = (record.spec.member("a") for record in world.records.values())
+    assert before is not None
+    # Looks take time of their own in this world: it sees five sixths of what is offered.
+    traffic.offered["a"] = before.rate * 7 / 6 * 6 / 5
+    traffic.run(1200)
+    (after,) = (record.spec.member("a") for record in world.records.values())
+    assert after is not None
+    assert after.rate == pytest.approx(before.rate * 7 / 6, rel=0.07)

@@ -145,6 +145,18 @@ class TestReplicas:
         large, small = (m.prefill_steps for m in record.members)
         assert 2 < large / small < 5
 
+    @pytest.mark.parametrize(("planned", "low", "high"), [((0.0, 0.0), 1.5, 2.5),
+                                                          ((5.0, 9.0), 0.9, 1.1)])  # fmt: skip
+    def test_that_are_slow_get_their_rate_where_their_concurrency_is_planned(
+        self, planned: tuple[float, float], low: float, high: float
+    ) -> None:
+        """Equal rates at shares of 100 and 20 %; steps of the latter take nearly twice as long."""
+        two = placed(*([replace(member("a", rate=8.0, decode=share, kv_gib=30.0), concurrency=busy)]
+                       for share, busy in zip((100, 20), planned, strict=True)))  # fmt: skip
+        record = run([llm("a")], two, traffic({"a": 16.0}, until=60.0), seconds=60.0)
+        fast, slow = (m.prefill_steps for m in record.members)
+        assert low < fast / slow < high
+
     def test_a_queues_bound_rejects(self) -> None:
         arrivals = [one(at=1.0, prompt=1000) for _ in range(20)]
         record = run([llm("a")], placed([member("a")]), iter(arrivals), max_queue=5)
