@@ -210,7 +210,8 @@ def planned_rate(measured: MeasuredDemand | None, declared: float, before: float
     first = before < UNPLANNED and window(measured.age_s, TAU_S) >= TAU_S
     new = risen(measured, before)
     if new is None and (first or fell(measured, before)):
-        new = measured.rate
+        # The larger mean: else what lasts would count as a rise at the next look.
+        new = max(measured.rate, measured.lasting)
     return max(declared, before if new is None else _two_digits(new))
 
 

@@ -129,6 +129,8 @@ def risen(demand: MeasuredDemand, before: float) -> float | None:
     """
     if jumped(demand, before):
         return max(demand.rate, demand.lasting)
+    if demand.age_s < LASTING_S:
+        return None
     chance = _chance(demand.lasting + before, window(demand.age_s, LASTING_S))
     crept = demand.lasting - before > max(LASTING_RISE * before, chance)
     return demand.lasting if crept else None

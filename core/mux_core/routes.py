@@ -11,13 +11,13 @@ from typing import Final
 
 from mux_core.errors import SpecError
 
-_LEAST_RATE: Final = 0.01
-"""Requests/s an endpoint counts for though its plan expects none."""
+_LEAST_WEIGHT: Final = 1e-4
+"""Of an endpoint whose plan expects nothing there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """The internal port of a unit that serves the model now; `weight` is its planned rate."""
+    """The internal port of a unit that serves the model now; `weight`: see `planned_weight`."""
 
     unit: str
     host: str
@@ -61,10 +61,10 @@ class RouteTable:
 
 def planned_weight(rate: float, concurrency: float) -> float:
     """Weight of an endpoint whose plan sends it `rate` requests/s and expects `concurrency` of them
-    to be there at a time: by the rate alone, who is faster is always the least loaded, gets more
-    than its plan, and is slow in the end. Where no concurrency is known, the rate.
+    to decode there at a time: by the rate alone, who is faster is always the least loaded, gets
+    more than its plan, and is slow in the end. Where no concurrency is known, the rate.
     """
-    return max(concurrency or rate, _LEAST_RATE)
+    return max(concurrency or rate, _LEAST_WEIGHT)
 
 
 def least_loaded(

@@ -162,9 +162,8 @@ def _swing(state: Settling) -> float:
     batch, curve = state.batch, state.curve
     if batch <= 0:
         return 1.0
-    around = sqrt(batch)
-    longer = curve.at(batch + around) - curve.at(max(0.0, batch - around))
-    growth = longer / (2 * around) * batch / curve.at(batch)
+    low, high = max(0.0, batch - sqrt(batch)), batch + sqrt(batch)
+    growth = (curve.at(high) - curve.at(low)) / (high - low) * batch / curve.at(batch)
     return 1 / (1 - min(growth, MOST_GROWTH))
 
 

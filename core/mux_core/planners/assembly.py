@@ -167,7 +167,8 @@ def _unit(
 
 def _concurrency(ask: Ask, found: MemberOutcome) -> float:
     """Two digits: what changes by less is no news for who carries a plan out."""
-    decoding = ask.rate * ask.llm.demand.output_tokens * (found.tpot_mean_s or 0.0)
+    served = min(ask.rate, found.served)
+    decoding = served * ask.llm.demand.output_tokens * (found.tpot_mean_s or 0.0)
     return float(f"{decoding:.2g}")
 
 

@@ -32,6 +32,8 @@ LEAST_SERVED = 0.5
 """Part of the worst ratio without regard to attainment that every member keeps in any case."""
 WORST_BINS = 4
 """Groups that miss most; only from them rates move to others."""
+MOST_PASSING = 40
+"""Groups among which members are passed on to a third: the ways to do so grow with their square."""
 FREE = 0.5
 """GPUs that a change is priced at which adds none."""
 
@@ -148,6 +150,8 @@ class Spending:
     def _passes(self, packing: Packing) -> Iterator[_Change]:
         """From the bin that misses most: a member, or half its rate, to another bin, which passes
         one that it had on to a third."""
+        if len(packing.bins) > MOST_PASSING:
+            return
         for source in self._worst_bins(packing, 1):
             for target in range(len(packing.bins)):
                 if target == source:
@@ -169,7 +173,7 @@ class Spending:
         self, kind: GroupKind, member: tuple[int, float], ask: Ask, found: MemberOutcome
     ) -> float:
         """Less than 1 for a member whose first tokens its neighbours hold up by much."""
-        if not found.ttft_mean_s or found.utilisation >= 1:
+        if ask.llm.slo is None or not found.ttft_mean_s or found.utilisation >= 1:
             return 1.0
         alone = self._alone.get((kind, *member))
         if alone is None:

@@ -105,13 +105,14 @@ def _carried(there: Bin, oracle: Oracle) -> Bin:
 
     def load(member: tuple[int, float]) -> float:
         index, rate = member
-        return rate / (solo[index] or 1e-9)
+        return rate / solo[index]
 
     members = dict(there.members)
-    for index, rate in sorted(there.members, key=load, reverse=True):
+    judged = [member for member in there.members if solo[member[0]]]
+    for index, rate in sorted(judged, key=load, reverse=True):
         for part in range(PARTS, 0, -1):
             members[index] = rate * part / PARTS
-            if oracle.fits(there.kind, [m for m in members.items() if solo[m[0]]]):
+            if oracle.fits(there.kind, [(i, members[i]) for i, _ in judged]):
                 return oracle.make(there.kind, members.items(), there.fixed)
     return oracle.make(there.kind, members.items(), there.fixed)
 

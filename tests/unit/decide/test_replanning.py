@@ -209,3 +209,20 @@ def test_a_small_rise_that_lasts_is_planned_for() -> None:
     (after,) = (record.spec.member("a") for record in world.records.values())
     assert after is not None
     assert after.rate == pytest.approx(before.rate * 7 / 6, rel=0.07)
+
+
+@pytest.mark.parametrize(("before", "after"), [(24.0, 6.0), (4.8, 1.2), (12.0, 0.0)])
+def test_a_fall_is_planned_for_in_steps_downwards(before: float, after: float) -> None:
+    """What still lasts of the load before is not a rise."""
+    world = settled(an_llm("a"))
+    traffic = Traffic(world, {"a": before})
+    traffic.run(900)
+    traffic.offered["a"] = after
+    planned = []
+    for _ in range(60):
+        traffic.run(20)
+        (member,) = (record.spec.member("a") for record in world.records.values())
+        assert member is not None
+        planned.append(member.rate)
+    assert planned == sorted(planned, reverse=True)
+    assert planned[-1] < 0.6 * planned[0]
