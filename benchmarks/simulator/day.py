@@ -3,8 +3,9 @@
     python benchmarks/simulator/day.py [--alpha 2.1 --scale 0.1 --day 86400]
 
 Static: one plan for the day's highest rates as they are before noon. Re-planning: begins with the
-plan for the first hour, measures arrivals and plans again. Oracle: the same with the true rates of
-the moment. Hot and cold LLMs of one size trade their rates at noon.
+plan for the first moment, measures arrivals and plans again, looking every five seconds as the
+operator does. Oracle: the same with the true rates, every minute. Hot and cold LLMs of one size
+trade their rates at noon.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from mux_core.simulator.latency_base import latency_bases
 from mux_core.simulator.measures import attainment, goodput, offered, tally, worst_ratio
 from mux_core.simulator.policies import policy_factory
 from mux_core.simulator.record import RunRecord
-from mux_core.simulator.replanning import Replan
+from mux_core.simulator.replanning import SAMPLE_S, Replan
 from mux_core.simulator.run import Settings, simulate
 from mux_core.simulator.workloads import (
     Stream,
@@ -39,6 +40,8 @@ from mux_core.units import ModelName
 BINS = 144
 """Parts of the day in which waits are averaged: ten minutes of 24 hours."""
 WAYS = ("static", "re-planning", "oracle")
+ORACLE_S = 60.0
+"""Seconds between plans of the oracle: its rates change all the time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,6 @@ class Day:
     llms: tuple[Llm, ...]
     low: float
     seconds: float
-    every_s: float
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -75,7 +77,7 @@ def run_day(day: Day, way: str, seed: int) -> RunRecord:
     placement: Placement = best_plan(planner, problem).proposed
     replan = Replan(
         plan=lambda asked: best_plan(planner, asked),
-        every_s=day.every_s,
+        every_s=ORACLE_S if way == "oracle" else SAMPLE_S,
         known=day.rates if way == "oracle" else None,
     )
     settings = Settings(
@@ -108,11 +110,8 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=0.1)
     parser.add_argument("--low", type=float, default=0.3, help="lowest rate, part of the highest")
     parser.add_argument("--day", type=float, default=86_400.0, help="seconds of the day")
-    parser.add_argument("--every", type=float, default=60.0, help="seconds between two plans")
     args = parser.parse_args()
-    day = Day(
-        llms=power_law(args.alpha, args.scale), low=args.low, seconds=args.day, every_s=args.every
-    )
+    day = Day(llms=power_law(args.alpha, args.scale), low=args.low, seconds=args.day)
     table = Table(
         title=f"A day of {args.day / 3600:.3g} h, alpha {args.alpha}, scale {args.scale}, rates "
         f"from {args.low:.0%} at midnight to 100 % at noon, when popularity swaps",

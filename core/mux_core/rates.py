@@ -42,6 +42,13 @@ FALL: Final = 0.4
 less: units are planned to nine tenths, and a little overload for long makes everybody wait."""
 SURE: Final = 4.0
 """Standard deviations of chance that a change must exceed."""
+CAUTION: Final = 2.0
+"""Standard deviations of chance that are planned for beyond a jump: its mean still lags behind (by
+a seventh after a minute), and what is planned for too little is overloaded until the lasting mean
+has risen, some minutes later."""
+DRAIN_S: Final = 120.0
+"""What waits shall be gone in so many seconds. A unit planned for what arrives serves hardly more,
+so a queue of a busy minute would stay for an hour; one shorter than half a minute plans nothing."""
 _SHORTEST_S: Final = 0.2
 """Samples closer than this to the last one wait for the next: their quotient is mostly noise."""
 _FORGOTTEN: Final = 20 * TAU_S
@@ -49,12 +56,13 @@ _FORGOTTEN: Final = 20 * TAU_S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One source's counters at `at`, seconds of the Unix epoch."""
+    """One source's counters at `at`, seconds of the Unix epoch; `waiting`: requests in queues."""
 
     source: str
     start_id: str
     at: float
     arrivals: Mapping[ModelName, int]
+    waiting: Mapping[ModelName, int] = field(default_factory=dict)
     tallies: Mapping[ModelName, Tally] = field(default_factory=dict)
 
 
@@ -67,6 +75,7 @@ class _Stream:
     at: float
     weight: float = 0.0
     lasting: float = 0.0
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +91,13 @@ def observed(state: RateState, samples: Iterable[Sample]) -> RateState:
     streams = dict(state.streams)
     since = dict(state.since)
     for sample in samples:
-        for model, count in sorted(sample.arrivals.items()):
+        for model in sorted(sample.arrivals):
             key = (sample.source, model)
             before = streams.get(key)
             if before is not None and sample.at - before.at < _SHORTEST_S:
                 continue
             since.setdefault(model, sample.at)
-            streams[key] = _advanced(before, sample, count)
+            streams[key] = _advanced(before, sample, model)
     return RateState(streams=streams, since=since)
 
 
@@ -119,16 +128,19 @@ def rates(
             rate=_rate(streams, TAU_S, since=state.since[model], now=now, live=live),
             lasting=_rate(streams, LASTING_S, since=state.since[model], now=now, live=live),
             source="RuntimeCounters", as_of=as_of, age_s=as_of - state.since[model],
+            waiting=sum(stream.waiting for source, stream in streams if source in live),
         )  # fmt: skip
     return result
 
 
 def risen(demand: MeasuredDemand, before: float) -> float | None:
-    """What arrives where that is more than `before` by more than hysteresis and chance explain:
-    much at the moment, or a little for some minutes.
+    """What to plan for where that is more than `before` by more than hysteresis and chance
+    explain: much at the moment, or a little for some minutes.
     """
-    if jumped(demand, before):
-        return max(demand.rate, demand.lasting)
+    at_once = demand.rate + _drain(demand)
+    if _exceeds(at_once, before, demand.age_s):
+        lagging = CAUTION * math.sqrt(at_once / window(demand.age_s, TAU_S))
+        return max(at_once + lagging, demand.lasting)
     if demand.age_s < LASTING_S:
         return None
     chance = _chance(demand.lasting + before, window(demand.age_s, LASTING_S))
@@ -138,8 +150,7 @@ def risen(demand: MeasuredDemand, before: float) -> float | None:
 
 def jumped(demand: MeasuredDemand, before: float) -> bool:
     """Arrives much more than `before` at the moment?"""
-    chance = _chance(demand.rate + before, window(demand.age_s, TAU_S))
-    return demand.rate - before > max(RISE * before, chance)
+    return _exceeds(demand.rate, before, demand.age_s)
 
 
 def fell(demand: MeasuredDemand, before: float) -> bool:
@@ -147,7 +158,19 @@ def fell(demand: MeasuredDemand, before: float) -> bool:
     if demand.age_s < LASTING_S:
         return False
     chance = _chance(demand.lasting + before, window(demand.age_s, LASTING_S))
-    return before - max(demand.rate, demand.lasting) > max(FALL * before, chance)
+    most = max(demand.rate + _drain(demand), demand.lasting)
+    return before - most > max(FALL * before, chance)
+
+
+def _drain(demand: MeasuredDemand) -> float:
+    """Requests/s that take away what waits: at most as many as arrive, else what cannot be served
+    at all would ask for ever more.
+    """
+    return min(demand.waiting / DRAIN_S, demand.rate)
+
+
+def _exceeds(rate: float, before: float, age_s: float) -> bool:
+    return rate - before > max(RISE * before, _chance(rate + before, window(age_s, TAU_S)))
 
 
 def window(age_s: float, tau: float) -> float:
@@ -164,9 +187,10 @@ def is_stale(demand: MeasuredDemand, *, now: float) -> bool:
     return now - demand.as_of > STALE_S
 
 
-def _advanced(before: _Stream | None, sample: Sample, count: int) -> _Stream:
+def _advanced(before: _Stream | None, sample: Sample, model: ModelName) -> _Stream:
+    count, waiting = sample.arrivals[model], sample.waiting.get(model, 0)
     if before is None:
-        return _Stream(start_id=sample.start_id, count=count, at=sample.at)
+        return _Stream(start_id=sample.start_id, count=count, at=sample.at, waiting=waiting)
     restarted = before.start_id != sample.start_id or count < before.count
     arrived = count if restarted else count - before.count
     elapsed = sample.at - before.at
@@ -174,6 +198,7 @@ def _advanced(before: _Stream | None, sample: Sample, count: int) -> _Stream:
         start_id=sample.start_id, count=count, at=sample.at,
         weight=_weighed(before.weight, arrived, elapsed, TAU_S),
         lasting=_weighed(before.lasting, arrived, elapsed, LASTING_S),
+        waiting=waiting,
     )  # fmt: skip
 
 

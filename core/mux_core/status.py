@@ -72,7 +72,8 @@ class MeasuredDemand:
     """Measured arrivals per second; `as_of` in seconds of the Unix epoch.
 
     `lasting` is the same over some minutes. `age_s`: for how long it has been measured, which says
-    how far chance may have moved it; one read from a status has settled.
+    how far chance may have moved it; one read from a status has settled. `waiting`: requests in
+    queues.
     """
 
     rate: float
@@ -80,6 +81,7 @@ class MeasuredDemand:
     as_of: float
     lasting: float = 0.0
     age_s: float = 3600.0
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -232,6 +232,7 @@ def unit_sample(status: pb.UnitStatus, source: str, at: float) -> Sample:
     return Sample(
         source=source, start_id=status.start_id, at=at,
         arrivals={ModelName(m.model): m.counters.arrivals for m in status.members},
+        waiting={ModelName(m.model): m.waiting for m in status.members},
         tallies={ModelName(m.model): _tally(m.counters, m.kv_used_bytes) for m in status.members},
     )  # fmt: skip
 

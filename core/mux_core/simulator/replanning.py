@@ -53,14 +53,17 @@ class Demands:
         self._problem = problem
         self._replan = replan
         self._state = RateState()
+        self._asked: PlacementProblem | None = None
 
-    def look(self, now: float, arrived: Mapping[ModelName, int]) -> None:
-        """Reads the gateway's counters."""
-        sample = Sample(source=_GATEWAY, start_id="run", at=now, arrivals=arrived)
+    def look(
+        self, now: float, arrived: Mapping[ModelName, int], waiting: Mapping[ModelName, int]
+    ) -> None:
+        """Reads the counters and the lengths of queues."""
+        sample = Sample(source=_GATEWAY, start_id="run", at=now, arrivals=arrived, waiting=waiting)
         self._state = observed(self._state, [sample])
 
-    def problem(self, now: float, current: Placement) -> PlacementProblem:
-        """What a planner is asked now."""
+    def problem(self, now: float, current: Placement) -> PlacementProblem | None:
+        """What a planner is asked now; None: the same as it was asked last."""
         before: dict[ModelName, float] = {}
         for _, member in current.members():
             before[member.model] = before.get(member.model, 0.0) + member.rate
@@ -69,8 +72,11 @@ class Demands:
             replace(llm, demand=replace(llm.demand, rate=wanted[llm.name]))
             for llm in self._problem.llms
         )
-        return replace(self._problem, now=now, llms=llms, current=current,
-                       unit_prefix=f"t{now:.0f}-u")  # fmt: skip
+        asked = replace(self._problem, llms=llms, current=current)
+        if asked == self._asked:
+            return None
+        self._asked = asked
+        return replace(asked, now=now, unit_prefix=f"t{now:.0f}-u")
 
     def _rates(self, now: float, before: Mapping[ModelName, float]) -> Mapping[ModelName, float]:
         names = [llm.name for llm in self._problem.llms]

@@ -26,7 +26,7 @@ Events of one moment are handled in the order in which they were put down; then 
 touched holds its rounds. The same arguments give the same record in any process.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from itertools import count
@@ -197,8 +197,12 @@ class Run:
     # Planning again
 
     def _look(self, now: float) -> None:
-        """The operator reads the gateway's counters."""
-        self._demands.look(now, {name: len(log.arrived) for name, log in self.logs.items()})
+        """The operator reads counters and queues."""
+        arrived = {name: len(log.arrived) for name, log in self.logs.items()}
+        waiting = Counter({name: len(visits) for name, visits in self._held.items()})
+        for unit in self.units.values():
+            waiting.update({member.model: len(member.queue) for member in unit.members})
+        self._demands.look(now, arrived, waiting)
         self.at(now + SAMPLE_S, self._look)
 
     def _plan_again(self, now: float) -> None:
@@ -209,7 +213,10 @@ class Run:
         self.at(now + replan.every_s, self._plan_again)
         if mover.is_busy:
             return
-        plan = replan.plan(self._demands.problem(now, self.placement))
+        asked = self._demands.problem(now, self.placement)
+        if asked is None:
+            return
+        plan = replan.plan(asked)
         if plan.proposed != self.placement:
             before, self.placement = self.placement, plan.proposed
             mover.adopt(plan, before, now)

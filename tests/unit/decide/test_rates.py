@@ -1,17 +1,21 @@
 """Measured demand: what counters of several processes add up to."""
 
-from math import exp
+from dataclasses import replace
+from math import exp, sqrt
 from random import Random
 from statistics import pvariance
 
 import pytest
 
 from mux_core.rates import (
+    CAUTION,
+    DRAIN_S,
     TAU_S,
     RateState,
     Sample,
     fell,
     is_stale,
+    jumped,
     observed,
     rates,
     risen,
@@ -136,8 +140,35 @@ def test_a_rate_moves_beyond_hysteresis_and_chance(
 
 
 def test_a_rise_is_to_what_shows_it() -> None:
-    assert risen(demand(30.0, lasting=22.0), 20.0) == 30.0
+    jump = risen(demand(30.0, lasting=22.0), 20.0)
+    assert jump == pytest.approx(30.0 + CAUTION * sqrt(30.0 / (2 * TAU_S))), "its mean still lags"
+    assert risen(demand(30.0, lasting=40.0), 20.0) == 40.0
     assert risen(demand(18.0, lasting=23.0), 20.0) == 23.0
+
+
+def test_what_waits_is_demand_too() -> None:
+    """As much as goes away in two minutes, if that is more than hysteresis."""
+    busy = demand(20.0)
+    assert risen(replace(busy, waiting=int(DRAIN_S * 4)), 20.0) is None
+    more = risen(replace(busy, waiting=int(DRAIN_S * 8)), 20.0)
+    assert more == pytest.approx(28.0 + CAUTION * sqrt(28.0 / (2 * TAU_S)), rel=0.01)
+    assert risen(replace(busy, waiting=10**6), 20.0) == risen(replace(busy, waiting=2400), 20.0)
+    assert not jumped(replace(busy, waiting=10**6), 20.0), "what is shown is what arrives"
+
+
+def test_who_has_a_queue_has_not_fallen() -> None:
+    assert fell(demand(11.0), 20.0)
+    assert not fell(replace(demand(11.0), waiting=int(DRAIN_S * 5)), 20.0)
+
+
+def test_queues_of_live_sources_add_up() -> None:
+    state = observed(RateState(), steady(10.0, seconds=60))
+    for source, count in ("unit/u", 3), ("unit/v", 4):
+        state = observed(state, [Sample(source=source, start_id="one", at=60.0, arrivals={A: 600},
+                                        waiting={A: count})])  # fmt: skip
+    both = frozenset({"unit/u", "unit/v"})
+    assert rates(state, now=60.0, live=both)[A].waiting == 7
+    assert rates(state, now=60.0, live=LIVE)[A].waiting == 3
 
 
 def test_a_mean_is_worth_its_age_and_in_the_end_two_time_constants() -> None:

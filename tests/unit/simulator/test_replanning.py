@@ -175,6 +175,16 @@ class TestDemand:
         known: Callable[[float], dict[ModelName, float]] = lambda now: {A: now / 10}  # noqa: E731
         assert [self.rate(asked) for asked in self.asked(known=known)[:2]] == [3.0, 6.0]
 
+    def test_unchanged_is_not_asked_about_again(self) -> None:
+        assert len(self.asked(known=lambda now: {A: 3.0})) == 1
+
+    def test_includes_what_waits(self) -> None:
+        """A queue of two minutes doubles it, and no queue more than that."""
+        seen: list[PlacementProblem] = []
+        slow = units(unit("u0", 0, member("a", rate=9.0, prefill=1, decode=1)))
+        go(slow, to(slow, seen, every_s=50.0), {"a": 9.0})
+        assert self.rate(seen[0]) > 1.3 * 9.0
+
     def test_what_runs_is_current(self) -> None:
         before = units(unit("u0", 0, member("a")))
         after = units(unit("u1", 1, member("a")))
