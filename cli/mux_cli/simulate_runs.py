@@ -26,7 +26,7 @@ from mux_core.costmodel.table import StepTable
 from mux_core.placement import Placement
 from mux_core.planners.strategies import make_estimator, make_planner
 from mux_core.planning import PlacementProblem, best_plan
-from mux_core.simulator.kv import KvRule, estimated_kv, planned_kv
+from mux_core.simulator.kv import kv_rule
 from mux_core.simulator.policies import policy_factory
 from mux_core.simulator.record import RunRecord
 from mux_core.simulator.replanning import Replan
@@ -37,8 +37,6 @@ from mux_core.units import ModelName
 
 QUIET_S: Final = 2.0
 """Runs that take longer say how far they are."""
-KV_RULES: Final[Mapping[str, KvRule]] = {"estimated": estimated_kv, "planned": planned_kv}
-"""How much KV a unit has: what the estimator says is left, or what the plan divides."""
 LOOK_S: Final = 0.2
 SAY_S: Final = 5.0
 """How often, where standard error is no terminal."""
@@ -87,7 +85,7 @@ def run_one(job: Job, *, told: Callable[[float], None], stop: Callable[[], bool]
     traffic = scenario.traffic
     settings = Settings(
         seconds=window.seconds + window.tail, warmup=window.warmup, tables=scenario.tables,
-        kv=KV_RULES[scenario.kv], replan=_replan(scenario), check=scenario.check,
+        kv=kv_rule(scenario.kv), replan=_replan(scenario), check=scenario.check,
         on_progress=told, stop=stop,
     )  # fmt: skip
     return simulate(

@@ -8,11 +8,12 @@ from pathlib import Path
 from mux_cli.plan import estimator_of, plan_for, planning_arguments, problem_of, read_switches
 from mux_cli.plan_document import read_placement
 from mux_cli.simulate_arguments import Traffic, Window
-from mux_cli.simulate_runs import KV_RULES, Replanning, Scenario
+from mux_cli.simulate_runs import Replanning, Scenario
 from mux_cli.workload_file import Workload
 from mux_core.costmodel.profile import profile_of
 from mux_core.errors import SpecError
 from mux_core.placement import Placement, Share, Unit
+from mux_core.simulator.kv import kv_rule
 from mux_core.units import ModelName, NodeName, Percent
 
 PLANNED_KV = ("muxserve-released", "muxserve-fixed", "temporal")
@@ -36,9 +37,10 @@ class System:
 def system_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds how to plan and how policies behave."""
     planning_arguments(parser)
-    parser.add_argument("--kv", choices=sorted(KV_RULES),
-                        help="KV of a unit: what the estimator leaves (estimated), or what the "
-                        "plan divides (planned, the default of MuxServe's strategies)")  # fmt: skip
+    parser.add_argument("--kv", metavar="RULE",
+                        help="KV of a unit: what the estimator leaves (estimated), what the plan "
+                        "divides (planned, the default of MuxServe's strategies), or a part of its "
+                        "GPUs' memory (0.5 is MuxServe's for spatial)")  # fmt: skip
     parser.add_argument("--replan", type=float, nargs="?", const=REPLAN_S, metavar="S",
                         help="plan again every S seconds (60) with the rates measured by then; "
                         "engines load, drain and move as a unit does it")  # fmt: skip
@@ -61,6 +63,8 @@ def make_system(
 ) -> System:
     """Plans, or reads the plan. Raises SpecError where it does not fit the workload."""
     notes: list[str] = []
+    if args.kv is not None:
+        kv_rule(args.kv)  # Before anything is planned: the message comes at once.
     if plan is None:
         made = plan_for(args, workload, strategy=strategy)
         problem, placement = made.problem, made.plan.proposed

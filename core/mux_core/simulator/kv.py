@@ -6,8 +6,11 @@ modelled; the product packs them.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
+from typing import Final
 
 from mux_core.engine import kv_geometry
 from mux_core.errors import SpecError
@@ -52,6 +55,31 @@ def estimated_kv(unit: Unit, kind: GroupKind, llms: Llms) -> float:
 def planned_kv(unit: Unit, kind: GroupKind, llms: Llms) -> float:
     """What the plan divides among the members, whatever the estimator says of the unit."""
     return float(sum(member.kv.guaranteed for member in unit.members))
+
+
+def _part_kv(part: float, unit: Unit, kind: GroupKind, llms: Llms) -> float:
+    asked, left = part * kind.gpus * kind.memory, estimated_kv(unit, kind, llms)
+    if asked > left:
+        raise SpecError(f"KV {part:g} of unit {unit.id}'s memory is {asked / 1e9:.1f} GB; weights "
+                        f"and reserves leave {left / 1e9:.1f} GB")  # fmt: skip
+    return asked
+
+
+def kv_rule(name: str) -> KvRule:
+    """The rule of a name, `estimated` or `planned`, or of a number: that part of the GPUs' memory,
+    as MuxServe gives it to LLMs that share nothing. Raises SpecError for any other.
+    """
+    if name in KV_RULES:
+        return KV_RULES[name]
+    with suppress(ValueError):
+        part = float(name)
+        if 0 < part < 1:
+            return partial(_part_kv, part)
+    raise SpecError(f"KV {name}: not {', '.join(sorted(KV_RULES))} and no part of GPU memory "
+                    "between 0 and 1")  # fmt: skip
+
+
+KV_RULES: Final[Mapping[str, KvRule]] = {"estimated": estimated_kv, "planned": planned_kv}
 
 
 def kv_units(unit: Unit, kind: GroupKind, llms: Llms, rule: KvRule, *, unit_bytes: int) -> int:

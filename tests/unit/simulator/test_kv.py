@@ -8,7 +8,7 @@ from mux_core.errors import SpecError
 from mux_core.estimator.queueing import QueueingUnits
 from mux_core.estimator.unit import Ask, GroupKind
 from mux_core.llm import Dtype, ModelGeometry
-from mux_core.simulator.kv import estimated_kv, kv_units, planned_kv, row_layout
+from mux_core.simulator.kv import estimated_kv, kv_rule, kv_units, planned_kv, row_layout
 from mux_core.units import GIB, Bytes
 from simulator_builders import llm, member, placed
 
@@ -57,3 +57,18 @@ def test_a_unit_without_room_is_refused_by_name() -> None:
     (unit,) = placed([member("a")]).units
     with pytest.raises(SpecError, match="unit u0: a leave"):
         kv_units(unit, kind(1), models, estimated_kv, unit_bytes=8192)
+
+
+def test_a_rule_may_be_a_part_of_the_memory() -> None:
+    (unit,) = placed([member("a")]).units
+    llms = {"a": llm("a")}
+    assert kv_rule("0.5")(unit, kind(1), llms) == 40 * GIB
+    assert kv_rule("planned") is planned_kv
+    with pytest.raises(SpecError, match=r"KV 0\.9 of unit u0's memory is 77\.3 GB; weights and"):
+        kv_rule("0.9")(unit, kind(1), llms)
+
+
+@pytest.mark.parametrize("name", ["half", "0", "1", "-0.5", "nan", ""])
+def test_other_rules_are_refused(name: str) -> None:
+    with pytest.raises(SpecError, match=r"not estimated, planned and no part of GPU memory"):
+        kv_rule(name)
