@@ -111,6 +111,7 @@ def _model(found: MemberEstimate) -> dict[str, Any]:
         "ttft_p99_ms": _milliseconds(found.ttft_p99_s),
         "tpot_p99_ms": _milliseconds(found.tpot_p99_s),
         "attainment": found.attainment,
+        "kv_bytes": found.kv_bytes,
     }
 
 

@@ -75,7 +75,7 @@ def predicted_figures(found: MemberOutcome, *, offered: float, memory: float) ->
         offered=offered, served=found.served,
         ttft=Spread(mean=found.ttft_mean_s, p99=found.ttft_p99_s),
         tpot=Spread(mean=found.tpot_mean_s, p99=found.tpot_p99_s),
-        kv=found.kv / memory if memory > 0 else None,
+        kv=found.held / memory if found.held is not None and memory > 0 else None,
     )  # fmt: skip
 
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from mux_cli.validate_unit import RunningUnit
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
-from mux_core.costmodel.measured_pairs import pair_interference
-from mux_core.costmodel.profile_set import UnitCost
 from mux_core.costmodel.sources import Costs, ProfileCatalog, Source, choose_costs
 from mux_core.errors import SpecError
 from mux_core.estimator.unit import Ask, GroupKind
@@ -64,21 +62,13 @@ def make_stage(
             raise SpecError(f"model {llm.name}: is in no unit; `muxserve up` with the same "
                             "manifests says why")  # fmt: skip
     costs = choose_costs(llms, nodes, catalog, {})
-    profiles = catalog.profiles if catalog is not None else ()
-    cores = profiles[0].made.cores if profiles else 0
-    pairs = [pair for found in profiles for pair in found.pairs]
     return Stage(
         problem=PlacementProblem(now=0.0, nodes=nodes, llms=costs.llms), placement=placement,
         costs=costs, rates=rates,
-        interference=pair_interference(pairs, cores=cores) if cores else DEFAULT_INTERFERENCE,
-        request_s=next((_outside(found.unit) for found in profiles if found.unit), 0.0),
+        interference=catalog.interference if catalog else DEFAULT_INTERFERENCE,
+        request_s=catalog.request_s if catalog else 0.0,
         unit_bytes=units[0].spec.unit_bytes,
     )  # fmt: skip
-
-
-def _outside(cost: UnitCost) -> float:
-    """Of what a request waits beyond its prefill, the part that no step of it has."""
-    return max(0.0, cost.request_s - cost.step_s - cost.token_s)
 
 
 def _gpu(units: Sequence[RunningUnit]) -> str:

@@ -23,7 +23,7 @@ from mux_core.planning import MemberEstimate
 from mux_core.rates import STALE_S, Sample
 from mux_core.status import Figures
 from mux_core.tally import BUCKETS, Tally, quantile
-from mux_core.units import ModelName
+from mux_core.units import ModelName, UnitId
 
 WINDOW_S: Final = 120.0
 FEWEST: Final = 20.0
@@ -70,9 +70,10 @@ class _Stream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenState:
-    """All that is remembered between samples."""
+    """All that is remembered between samples, and the generation of each unit it was seen under."""
 
     streams: Mapping[tuple[str, ModelName], _Stream] = field(default_factory=dict)
+    under: Mapping[UnitId, int] = field(default_factory=dict)
 
 
 def seen(
@@ -81,9 +82,14 @@ def seen(
     *,
     live: frozenset[str],
     models: frozenset[ModelName],
+    under: Mapping[UnitId, int],
 ) -> SeenState:
-    """`state` after `samples`; older ones, and sources and models that are gone, change nothing."""
-    streams = {key: stream for key, stream in state.streams.items()
+    """`state` after `samples`; older ones, and sources and models that are gone, change nothing.
+
+    What was seen under other units' specs is forgotten: a prediction is of the specs in force.
+    """
+    before_that = state.streams if under == state.under else {}
+    streams = {key: stream for key, stream in before_that.items()
                if key[0] in live and key[1] in models}  # fmt: skip
     for sample in samples:
         for model, tally in sorted(sample.tallies.items()):
@@ -92,7 +98,7 @@ def seen(
             known = key[0] in live and model in models
             if known and (before is None or sample.at - before.at >= _SHORTEST_S):
                 streams[key] = _advanced(before, sample, model, tally)
-    return SeenState(streams=streams)
+    return SeenState(streams=streams, under=dict(under))
 
 
 def figures(state: SeenState, *, now: float) -> dict[ModelName, Figures]:
@@ -112,7 +118,8 @@ def predicted_figures(found: MemberEstimate | None) -> Figures | None:
     return Figures(
         rate=found.offered, served=found.served, ttft_mean_s=_finite(found.ttft_mean_s),
         ttft_p99_s=_finite(found.ttft_p99_s), tpot_mean_s=_finite(found.tpot_mean_s),
-        tpot_p99_s=_finite(found.tpot_p99_s), attainment=found.attainment, costs=found.costs,
+        tpot_p99_s=_finite(found.tpot_p99_s), attainment=found.attainment,
+        kv_bytes=found.kv_bytes, costs=found.costs,
     )  # fmt: skip
 
 

@@ -95,7 +95,8 @@ class PlacementProblem:
 class MemberEstimate:
     """What one model (all its replicas) is predicted to get; rates in requests/s, times in s.
 
-    `costs`: what its step times stand on (`mux_core.costmodel.sources`), where that was chosen.
+    `kv_bytes`: what its requests hold on average. `costs`: what its step times stand on
+    (`mux_core.costmodel.sources`), where that was chosen.
     """
 
     offered: float
@@ -106,6 +107,7 @@ class MemberEstimate:
     tpot_mean_s: float | None = None
     tpot_p99_s: float | None = None
     attainment: float | None = None
+    kv_bytes: int | None = None
     costs: str = ""
 
     @property

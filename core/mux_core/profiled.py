@@ -7,10 +7,14 @@ fitted steps, any other by data sheets, and the plan's notes say so.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from mux_core.costmodel.profile_set import CPU
 from mux_core.costmodel.sources import ProfileCatalog, Source, choose_costs
 from mux_core.costmodel.table import StepTable
 from mux_core.estimator.queueing import QueueingUnits
+from mux_core.estimator.turns import TurnUnits
+from mux_core.placement import Placement
 from mux_core.planners.default import DefaultPlanner
+from mux_core.planners.forecast import predict
 from mux_core.planning import PlacementProblem, Plan, PlanningPolicy, Prediction
 from mux_core.units import ModelName
 
@@ -31,8 +35,9 @@ class ProfiledPlanner:
         self._tables.update(costs.tables)
         note = self._note(gpus) if catalog is None and gpus and self.by_gpu else ""
         asked = replace(problem, llms=costs.llms)
+        forecast = _Forecast(asked, _turns(catalog, self._tables))
         for plan in self._planner(problem.policy).search(asked):
-            yield replace(plan, prediction=_told(plan.prediction, costs.sources),
+            yield replace(plan, prediction=_told(forecast.of(plan), costs.sources),
                           notes=(*plan.notes, note) if note else plan.notes)  # fmt: skip
 
     def _planner(self, policy: PlanningPolicy) -> DefaultPlanner:
@@ -46,6 +51,31 @@ class ProfiledPlanner:
     def _note(self, gpus: list[str]) -> str:
         return (f"profiles of {', '.join(sorted(self.by_gpu))} are not used: the nodes have "
                 f"{', '.join(gpus)}; give a profile of that, one GPU type per pool")  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Forecast:
+    """Predictions of one problem's placements; many plans of a search propose the same one."""
+
+    problem: PlacementProblem
+    turns: TurnUnits | None
+    _known: dict[Placement, Prediction] = field(default_factory=dict)
+
+    def of(self, plan: Plan) -> Prediction:
+        if self.turns is None:
+            return plan.prediction
+        if plan.proposed not in self._known:
+            self._known[plan.proposed] = predict(self.problem, plan.proposed, self.turns)
+        return self._known[plan.proposed]
+
+
+def _turns(catalog: ProfileCatalog | None, tables: Mapping[str, StepTable]) -> TurnUnits | None:
+    """What predicts units of a profiled CPU: their steps take turns, where a search thinks of SMs
+    that work side by side. Slower, so it only says what the chosen placement gives.
+    """
+    if catalog is None or catalog.gpu != CPU:
+        return None
+    return TurnUnits(tables=tables, interference=catalog.interference, request_s=catalog.request_s)
 
 
 def _told(prediction: Prediction, sources: Mapping[ModelName, Source]) -> Prediction:

@@ -191,8 +191,8 @@ class Reconciler:
         names = frozenset(item.name for item in seen.members)
         samples, live = memory.links.samples(), memory.links.sources()
         memory.demand = without(observed(memory.demand, samples), now=seen.now, models=names)
-        memory.got = got(memory.got, samples, live=live, models=names)
         written = {record.unit: record.spec.generation for record in seen.units}
+        memory.got = got(memory.got, samples, live=live, models=names, under=written)
         return Snapshot(
             seen=seen,
             reports=memory.links.reports(),

@@ -12,6 +12,8 @@ from enum import StrEnum
 from functools import cached_property
 
 from mux_core.costmodel.fit import Fit, fit_device
+from mux_core.costmodel.interference import Interference
+from mux_core.costmodel.measured_pairs import pair_interference
 from mux_core.costmodel.profile_set import ModelProfile, ProfileSet, planning_table
 from mux_core.costmodel.seen import seen_table
 from mux_core.costmodel.table import StepRow, StepTable
@@ -58,6 +60,18 @@ class ProfileCatalog:
     @cached_property
     def fit(self) -> Fit:
         return fit_device(self.profiles)
+
+    @property
+    def interference(self) -> Interference:
+        """Of the pairs that were measured."""
+        pairs = [pair for found in self.profiles for pair in found.pairs]
+        return pair_interference(pairs, cores=self.profiles[0].made.cores)
+
+    @property
+    def request_s(self) -> float:
+        """What a request waits outside of steps; 0 where no unit was measured."""
+        unit = next((found.unit for found in self.profiles if found.unit), None)
+        return max(0.0, unit.request_s - unit.step_s - unit.token_s) if unit else 0.0
 
     @cached_property
     def _known(self) -> dict[ModelGeometry, tuple[Source, StepTable]]:

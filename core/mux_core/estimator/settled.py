@@ -129,6 +129,7 @@ def _member(kind: GroupKind, state: Settling, unit: _Together, kv_queue: Queue) 
         share=state.ask.share
         or Share(prefill=prefill_percent(kind, state.ask), decode=Percent(state.percent)),
         kv=Bytes(int(kv)),
+        held=Bytes(int(state.batch * costs.sequence_bytes)),
         utilisation=use,
         ttft_mean_s=unit.prefills.mean + kv_queue.mean + prefill_s,
         ttft_p99_s=unit.prefills.p99 + kv_queue.p99 + prefill_s,

@@ -99,8 +99,8 @@ class _Unit:
 class TurnUnits:
     """Predicts a CPU unit from its members' measured (or fitted) steps.
 
-    `kv` of an outcome is what the member's requests hold on average. `lengths` by model where more
-    than the means is known. `request_s`: what a request waits beyond its prefill. `tables` are
+    It divides no KV: `kv` of an outcome is what is `held`. `lengths` by model where more than the
+    means is known. `request_s`: what a request waits beyond its prefill. `tables` are
     those that the LLMs name.
     """
 
@@ -169,13 +169,16 @@ class TurnUnits:
         slower = _prefill_factor(members, unit)
         bases = [self.request_s + p * slower for p in member.prefills]
         decode_s = member.decoding / (ask.rate * output) if ask.rate and output else 0.0
+        use = max(prefilling, ask.rate * output * float(member.waits[-1]) / MOST_BATCH)
+        held = Bytes(int(_held(member)))
         return MemberOutcome(
-            served=served / max(1.0, prefilling), share=member.share, kv=Bytes(int(_held(member))),
-            utilisation=max(prefilling, ask.rate * output * float(member.waits[-1]) / MOST_BATCH),
+            served=served / max(1.0, prefilling), share=member.share, kv=held, held=held,
+            utilisation=use,
             ttft_mean_s=sum(bases) / len(bases) + wait,
             ttft_p99_s=_tail_of(bases, wait, busy),
             tpot_mean_s=decode_s or None,
             tpot_p99_s=_step_tail(member) if output else None,
+            attainment=_attainment(member, use, bases, wait, busy),
         )  # fmt: skip
 
 
@@ -318,6 +321,24 @@ def _over(spare: float, wait: float, busy: float) -> float:
     if spare < 0:
         return 1.0
     return busy * exp(-spare * busy / wait) if wait > 0 and busy > 0 else 0.0
+
+
+def _attainment(
+    member: _Member, use: float, bases: Sequence[float], wait: float, busy: float
+) -> float | None:
+    """Share of requests that meet TTFT and TPOT; waits and batch taken as independent."""
+    slo = member.ask.llm.slo
+    if slo is None:
+        return None
+    if use >= 1:
+        return 0.0
+    met = 1.0
+    if slo.ttft_s is not None:
+        met *= 1 - sum(_over(slo.ttft_s - base, wait, busy) for base in bases) / len(bases)
+    tokens = BATCH * member.chances[1:]
+    if slo.tpot_s is not None and tokens.sum():
+        met *= float(tokens[member.waits <= slo.tpot_s].sum() / tokens.sum())
+    return met
 
 
 def _step_tail(member: _Member) -> float:

@@ -34,11 +34,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberOutcome:
-    """What one member gets; rates in requests/s, times in s. `kv` over all its GPUs."""
+    """What one member gets; rates in requests/s, times in s. `kv`: its part of the unit's, over
+    all GPUs; `held`: of that, what its requests hold on average.
+    """
 
     served: float
     share: Share
     kv: Bytes
+    held: Bytes | None = None
     utilisation: float = 0.0
     ttft_mean_s: float | None = None
     ttft_p99_s: float | None = None
@@ -60,8 +63,16 @@ class UnitOutcome:
         return self.refused is None
 
 
-class UnitEstimator(Protocol):
+class UnitForecast(Protocol):
     """Predicts one unit. Remembers answers, which never changes them."""
+
+    def outcome(self, kind: GroupKind, asks: Sequence[Ask]) -> UnitOutcome:
+        """Prediction for `asks` together on one group, shares as asked or chosen here."""
+        ...
+
+
+class UnitEstimator(UnitForecast, Protocol):
+    """What a search needs besides."""
 
     @property
     def name(self) -> str: ...
@@ -76,10 +87,6 @@ class UnitEstimator(Protocol):
 
     def footprint(self, llm: Llm, kind: GroupKind) -> float:
         """Share of the group's memory one replica takes before any KV; above 1 it cannot fit."""
-        ...
-
-    def outcome(self, kind: GroupKind, asks: Sequence[Ask]) -> UnitOutcome:
-        """Prediction for `asks` together on one group, shares as asked or chosen here."""
         ...
 
     def carries(self, kind: GroupKind, asks: Sequence[Ask]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitEstimator
+from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitForecast
 from mux_core.llm import Llm
 from mux_core.placement import Member, Placement, Unit
 from mux_core.planners.assembly import kind_of
@@ -11,9 +11,7 @@ from mux_core.planning import MemberEstimate, PlacementProblem, Prediction
 from mux_core.units import ModelName
 
 
-def predict(
-    problem: PlacementProblem, placement: Placement, estimator: UnitEstimator
-) -> Prediction:
+def predict(problem: PlacementProblem, placement: Placement, estimator: UnitForecast) -> Prediction:
     """What `placement` gives, with the shares and rates it states."""
     llms = {llm.name: llm for llm in problem.llms}
     outcomes: dict[ModelName, list[tuple[float, MemberOutcome]]] = {}
@@ -42,7 +40,7 @@ def summed(models: Mapping[ModelName, MemberEstimate], gpus: int) -> Prediction:
 
 
 def _outcomes(
-    unit: Unit, kind: GroupKind, llms: Mapping[ModelName, Llm], estimator: UnitEstimator
+    unit: Unit, kind: GroupKind, llms: Mapping[ModelName, Llm], estimator: UnitForecast
 ) -> list[tuple[ModelName, tuple[float, MemberOutcome]]]:
     members = [member for member in unit.members if member.model in llms]
     asks = [
@@ -87,7 +85,13 @@ def _combined(llm: Llm, parts: Sequence[tuple[float, MemberOutcome]]) -> MemberE
         tpot_mean_s=_weighted([(rate, part.tpot_mean_s) for rate, part in parts]),
         tpot_p99_s=_worst([part.tpot_p99_s for _, part in parts]),
         attainment=_share_met(llm, parts),
+        kv_bytes=_total([part.held for _, part in parts]),
     )
+
+
+def _total(parts: Sequence[int | None]) -> int | None:
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
 
 
 def _share_met(llm: Llm, parts: Sequence[tuple[float, MemberOutcome]]) -> float | None:

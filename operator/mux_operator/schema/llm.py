@@ -204,6 +204,7 @@ def status() -> Schema:
     figures = {
         "rate": text(longest=32), "served": text(longest=32), "ttft": latency, "tpot": latency,
         "attainment": text(longest=32),
+        "kv": text(longest=32, doc="Bytes of KV held, on the mean."),
     }  # fmt: skip
     return record({
         "observedGeneration": integer(least=0),
@@ -219,8 +220,7 @@ def status() -> Schema:
                                       "fitted, data sheet.")},
             doc="What the plan in force predicts at the rate it was made for."),
         "observed": record(
-            {**figures, "kv": text(longest=32, doc="Bytes of KV held, on the mean."),
-             "asOf": {"type": "string", "format": "date-time"}},
+            {**figures, "asOf": {"type": "string", "format": "date-time"}},
             doc="What was seen, weighted towards the last two minutes; a figure that too few "
             "requests stand behind is not there."),
         "resolved": resolved,

@@ -19,7 +19,7 @@ from mux_core.planning import MemberEstimate
 from mux_core.rates import STALE_S, Sample
 from mux_core.status import Figures
 from mux_core.tally import BUCKETS, Latencies, Tally, bucket, quantile
-from mux_core.units import ModelName
+from mux_core.units import ModelName, UnitId
 
 A = ModelName("a")
 LIVE = frozenset({"unit/u0", "unit/u1", "gateway/g"})
@@ -50,7 +50,7 @@ def sample(
 def after(*samples: Sample, state: SeenState | None = None) -> SeenState:
     state = state or SeenState()
     for one in samples:
-        state = seen(state, [one], live=LIVE, models=frozenset({A}))
+        state = seen(state, [one], live=LIVE, models=frozenset({A}), under={})
     return state
 
 
@@ -146,10 +146,12 @@ def test_a_member_that_left_and_came_back_counts_from_zero_too() -> None:
 
 def test_what_went_away_counts_no_more() -> None:
     state = after(*steady(60, 5))
-    assert figures(seen(state, [], live=frozenset(), models=frozenset({A})), now=60.0) == {}
-    assert figures(seen(state, [], live=LIVE, models=frozenset()), now=60.0) == {}
+    assert (
+        figures(seen(state, [], live=frozenset(), models=frozenset({A}), under={}), now=60.0) == {}
+    )
+    assert figures(seen(state, [], live=LIVE, models=frozenset(), under={}), now=60.0) == {}
     assert figures(state, now=60.0 + STALE_S + 1) == {}
-    unknown = seen(SeenState(), steady(60, 5), live=frozenset(), models=frozenset({A}))
+    unknown = seen(SeenState(), steady(60, 5), live=frozenset(), models=frozenset({A}), under={})
     assert unknown == SeenState()
 
 
@@ -230,3 +232,16 @@ def test_an_error_needs_both_sides_at_about_one_rate(
     found = attainment_error(predicted, Figures(rate=arrives, attainment=met))
     assert found == (None if error is None else pytest.approx(error))
     assert attainment_error(None, Figures(rate=2.0, attainment=1.0)) is None
+
+
+def test_what_was_seen_under_another_spec_is_forgotten() -> None:
+    """A prediction is of the specs in force."""
+    state = after(*steady(60, 5))
+    later = replace(state, under={UnitId("u0"): 1})
+    changed = seen(later, [sample(61.0, 305)], live=LIVE, models=frozenset({A}),
+                   under={UnitId("u0"): 2})  # fmt: skip
+    assert figures(later, now=61.0)
+    assert figures(changed, now=61.0) == {}
+    again = seen(changed, [sample(t, 5 * int(t)) for t in (80.0, 100.0)], live=LIVE,
+                 models=frozenset({A}), under={UnitId("u0"): 2})  # fmt: skip
+    assert figures(again, now=100.0)[A].rate == pytest.approx(5.0)

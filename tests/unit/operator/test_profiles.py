@@ -10,9 +10,12 @@ import pytest
 
 from mux_core.costmodel.profile_file import dump_profiles
 from mux_core.costmodel.profile_set import ProfileSet
+from mux_core.costmodel.sources import ProfileCatalog, choose_costs
 from mux_core.errors import SpecError
-from mux_core.llm import Demand, Llm, ModelGeometry
+from mux_core.estimator.turns import TurnUnits
+from mux_core.llm import Demand, Llm, ModelGeometry, Slo
 from mux_core.placement import GpuNode
+from mux_core.planners.forecast import predict
 from mux_core.planning import PlacementProblem, Plan, best_plan
 from mux_core.problem import question
 from mux_core.profiled import ProfiledPlanner
@@ -130,6 +133,35 @@ def test_measured_steps_change_what_is_predicted() -> None:
     assert tpot is not None
     assert quick.tpot_mean_s is not None
     assert tpot >= 0.2 > quick.tpot_mean_s
+
+
+def test_a_profiled_cpu_is_predicted_by_turns() -> None:
+    """As `muxserve validate` predicts it; what nobody profiled, as the search counts."""
+    asked = problem(an_llm_of("a", shape(), demand=Demand(rate=5.0)), an_llm_of("b", shape()))
+    plan = planned(asked, profile_set())
+    catalog = ProfileCatalog((profile_set(),))
+    found = choose_costs(asked.llms, asked.nodes, catalog, {})
+    turns = TurnUnits(tables=found.tables, interference=catalog.interference,
+                      request_s=catalog.request_s)  # fmt: skip
+    said = predict(replace(asked, llms=found.llms), plan.proposed, turns)
+    ours = plan.prediction.models[ModelName("a")]
+    assert replace(ours, costs="") == said.models[ModelName("a")]
+    assert ours.kv_bytes
+    assert planned(asked).prediction.models[ModelName("a")].kv_bytes
+
+
+def test_a_service_level_is_met_by_the_part_that_does() -> None:
+    def attainment(**slo: float) -> float:
+        llm = an_llm_of("a", shape(), demand=Demand(rate=1.0), slo=Slo(**slo))
+        met = planned(problem(llm), profile_set()).prediction.attainment
+        assert met is not None
+        return met
+
+    assert attainment(ttft_s=10.0, tpot_s=10.0) == pytest.approx(1.0)
+    assert attainment(ttft_s=1e-6) == pytest.approx(0.0)
+    assert attainment(tpot_s=1e-6) == pytest.approx(0.0)
+    some = [attainment(ttft_s=seconds) for seconds in (0.0145, 0.016, 0.02, 0.03)]
+    assert 0.9 < some[0] < some[1] < some[2] < some[3] < 1.0
 
 
 def test_a_model_that_fits_no_profiled_degree_is_planned_by_its_data_sheet() -> None:
