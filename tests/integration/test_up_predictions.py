@@ -77,7 +77,7 @@ def check_sides(model: dict[str, Any], fates: list[Fate]) -> None:
     mine = [fate for fate in fates if fate.ask.model == model["name"]]
     assert seconds(observed["ttft"]["mean"]) <= max(fate.ttft_s for fate in mine)
     assert int(observed["kv"]) >= 0
-    assert "kv" not in predicted, "the planner predicts none per model"
+    assert int(predicted["kv"]) > 0
 
 
 def as_of(server: UpServer, model: str) -> str:
