@@ -6,9 +6,9 @@ import pytest
 
 from mux_core.estimator.queueing import QueueingUnits
 from mux_core.estimator.reference import ReferenceUnits
-from mux_core.llm import Demand
+from mux_core.llm import Demand, Slo
 from mux_core.planners.default import DefaultPlanner
-from mux_core.planning import PlanningPolicy, PlanReason, best_plan
+from mux_core.planning import Objective, PlanningPolicy, PlanReason, best_plan
 from planner_builders import a_problem, check_legal, nodes, published_cases, synthetic
 
 CASES = published_cases()
@@ -128,3 +128,14 @@ def test_what_a_plan_sends_to_a_replica_is_what_it_serves(estimator):
         sent[member.model] = sent.get(member.model, 0.0) + member.rate
     served = {name: found.served for name, found in plan.prediction.models.items()}
     assert served == pytest.approx(sent)
+
+
+def test_where_a_third_has_no_place_attainment_serves_some_wholly():
+    """Two thirds of what is asked fit; spread over everybody, hardly anyone would be in time."""
+    slo = Slo(ttft_s=0.3, tpot_s=0.05)
+    llms = tuple(replace(llm, slo=slo) for llm in CASES["chatlmsys_condense2000"])
+    policy = PlanningPolicy(objective=Objective.ATTAINMENT)
+    plan = plan_of(a_problem(llms, policy=policy), QueueingUnits())
+    whole = [found for found in plan.prediction.models.values() if found.ratio > 0.999]
+    assert len(whole) >= 4
+    assert plan.prediction.attainment > 0.3

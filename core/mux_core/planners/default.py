@@ -55,6 +55,8 @@ MOST_REPACKED = 200
 """Items up to which a re-plan weighs a packing from scratch against the current one."""
 MOST_POLICIES = 8
 """Policies whose estimates are remembered: so many pools are planned in turn without forgetting."""
+SCARCE = 0.9
+"""Part of the demand with a place below which objective `attainment` has more beginnings."""
 DRIFT = 2.0
 """Beyond `MOST_REPACKED`, GPUs over the crude lower bound at which packing anew is tried."""
 
@@ -236,11 +238,16 @@ class _Run:
         for item in self.items:
             alone.add(item.llm, item.rate, self.capacity.kinds)
         shared = self._last(self.fresh().packings())
-        floor = LEAST_SERVED * service_of(shared, self.items).worst
+        service = service_of(shared, self.items)
+        floor = LEAST_SERVED * service.worst
         spending = Spending(self._inserter(), floor)
         starts = [shared, self._unshared(alone)]
         if shared.unserved:
             starts.append(with_all_arrivals(shared, self.oracle))
+        if service.goodput < SCARCE:
+            # Who is served wholly matters most, and every floor of the ladder serves others so.
+            rungs = (packing for _, packing in self.fresh().floors())
+            starts += [r for r in rungs if service_of(r, self.items).worst >= floor]
         for start in starts:
             for found in spend_spare_gpus(start, spending):
                 packing = with_all_arrivals(found, self.oracle)
