@@ -14,7 +14,7 @@ from mux_core.carriers import out_of_reach
 from mux_core.llm import Demand, Dtype, Llm, ModelGeometry
 from mux_core.placement import GpuNode, KvQuota, Member, Placement, Share, Unit
 from mux_core.planning import PlacementProblem, PlanningPolicy
-from mux_core.rates import TAU_S, fell, risen, window
+from mux_core.rates import TAU_S, at_once, fell, risen, window
 from mux_core.reasons import ConditionType, Reason
 from mux_core.snapshot import LlmObject, Observation, Snapshot, UnitRecord
 from mux_core.specs import PoolSpec
@@ -210,8 +210,8 @@ def planned_rate(measured: MeasuredDemand | None, declared: float, before: float
     first = before < UNPLANNED and window(measured.age_s, TAU_S) >= TAU_S
     new = risen(measured, before)
     if new is None and (first or fell(measured, before)):
-        # The larger mean: else what lasts would count as a rise at the next look.
-        new = max(measured.rate, measured.lasting)
+        # The larger of both: else what lasts, or waits, would count as a rise at the next look.
+        new = max(at_once(measured), measured.lasting)
     return max(declared, before if new is None else _two_digits(new))
 
 

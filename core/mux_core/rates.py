@@ -49,6 +49,8 @@ has risen, some minutes later."""
 DRAIN_S: Final = 120.0
 """What waits shall be gone in so many seconds. A unit planned for what arrives serves hardly more,
 so a queue of a busy minute would stay for an hour; one shorter than half a minute plans nothing."""
+FRESH_S: Final = 15.0
+"""A queue that was not heard of for so long counts as gone: with its process, or its member."""
 _SHORTEST_S: Final = 0.2
 """Samples closer than this to the last one wait for the next: their quotient is mostly noise."""
 _FORGOTTEN: Final = 20 * TAU_S
@@ -128,7 +130,8 @@ def rates(
             rate=_rate(streams, TAU_S, since=state.since[model], now=now, live=live),
             lasting=_rate(streams, LASTING_S, since=state.since[model], now=now, live=live),
             source="RuntimeCounters", as_of=as_of, age_s=as_of - state.since[model],
-            waiting=sum(stream.waiting for source, stream in streams if source in live),
+            waiting=sum(stream.waiting for source, stream in streams
+                        if source in live and now - stream.at <= FRESH_S),
         )  # fmt: skip
     return result
 
@@ -137,10 +140,9 @@ def risen(demand: MeasuredDemand, before: float) -> float | None:
     """What to plan for where that is more than `before` by more than hysteresis and chance
     explain: much at the moment, or a little for some minutes.
     """
-    at_once = demand.rate + _drain(demand)
-    if _exceeds(at_once, before, demand.age_s):
-        lagging = CAUTION * math.sqrt(at_once / window(demand.age_s, TAU_S))
-        return max(at_once + lagging, demand.lasting)
+    now = at_once(demand)
+    if _exceeds(now, before, demand.age_s):
+        return max(now + CAUTION * math.sqrt(now / (2 * TAU_S)), demand.lasting)
     if demand.age_s < LASTING_S:
         return None
     chance = _chance(demand.lasting + before, window(demand.age_s, LASTING_S))
@@ -158,15 +160,15 @@ def fell(demand: MeasuredDemand, before: float) -> bool:
     if demand.age_s < LASTING_S:
         return False
     chance = _chance(demand.lasting + before, window(demand.age_s, LASTING_S))
-    most = max(demand.rate + _drain(demand), demand.lasting)
+    most = max(at_once(demand), demand.lasting)
     return before - most > max(FALL * before, chance)
 
 
-def _drain(demand: MeasuredDemand) -> float:
-    """Requests/s that take away what waits: at most as many as arrive, else what cannot be served
-    at all would ask for ever more.
+def at_once(demand: MeasuredDemand) -> float:
+    """What arrives at the moment and what takes queues away: at most twice what arrives, else what
+    cannot be served at all would ask for ever more.
     """
-    return min(demand.waiting / DRAIN_S, demand.rate)
+    return demand.rate + min(demand.waiting / DRAIN_S, demand.rate)
 
 
 def _exceeds(rate: float, before: float, age_s: float) -> bool:

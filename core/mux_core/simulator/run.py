@@ -199,7 +199,7 @@ class Run:
     def _look(self, now: float) -> None:
         """The operator reads counters and queues."""
         arrived = {name: len(log.arrived) for name, log in self.logs.items()}
-        waiting = Counter({name: len(visits) for name, visits in self._held.items()})
+        waiting: Counter[ModelName] = Counter()
         for unit in self.units.values():
             waiting.update({member.model: len(member.queue) for member in unit.members})
         self._demands.look(now, arrived, waiting)
