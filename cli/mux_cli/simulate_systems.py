@@ -13,7 +13,7 @@ from mux_cli.workload_file import Workload
 from mux_core.costmodel.profile import profile_of
 from mux_core.errors import SpecError
 from mux_core.placement import Placement, Share, Unit
-from mux_core.simulator.kv import kv_rule
+from mux_core.simulator.kv import KV_RULES, kv_rule
 from mux_core.units import ModelName, NodeName, Percent
 
 PLANNED_KV = ("muxserve-released", "muxserve-fixed", "temporal")
@@ -97,6 +97,9 @@ def replanned(args: argparse.Namespace, system: System, *, oracle: bool) -> Syst
     if (system.strategy, scenario.policy) != REPLANNED:
         raise SpecError(f"--replan: {scenario.label} cannot; only {'/'.join(REPLANNED)} plans from "
                         "what runs and goes on while its unit changes")  # fmt: skip
+    if scenario.kv not in KV_RULES:
+        raise SpecError(f"--kv {scenario.kv}: with --replan members come and go, and with them "
+                        f"what is left; take {' or '.join(sorted(KV_RULES))}")  # fmt: skip
     if oracle and not scenario.traffic.seeded:
         raise SpecError("--oracle: a trace has requests and no rates; leave it out")
     how = Replanning(

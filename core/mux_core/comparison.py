@@ -24,6 +24,7 @@ from mux_core.rates import STALE_S, Sample
 from mux_core.status import Figures
 from mux_core.tally import BUCKETS, Tally, quantile
 from mux_core.units import ModelName, UnitId
+from mux_core.unitspec import UnitSpec
 
 WINDOW_S: Final = 120.0
 FEWEST: Final = 20.0
@@ -39,6 +40,8 @@ _LENGTH: Final = _HEAD + 2 * BUCKETS
 
 Row = NDArray[np.float64]
 """All counters of a source and model: a head, then the buckets of both latencies if there are."""
+Specs = Mapping[ModelName, tuple[tuple[UnitId, int], ...]]
+"""The units of each model, and the generations of their specs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,10 +73,10 @@ class _Stream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenState:
-    """All that is remembered between samples, and the generation of each unit it was seen under."""
+    """All that is remembered between samples, and the specs that each model was seen under."""
 
     streams: Mapping[tuple[str, ModelName], _Stream] = field(default_factory=dict)
-    under: Mapping[UnitId, int] = field(default_factory=dict)
+    under: Specs = field(default_factory=dict)
 
 
 def seen(
@@ -82,15 +85,15 @@ def seen(
     *,
     live: frozenset[str],
     models: frozenset[ModelName],
-    under: Mapping[UnitId, int],
+    under: Specs,
 ) -> SeenState:
     """`state` after `samples`; older ones, and sources and models that are gone, change nothing.
 
-    What was seen under other units' specs is forgotten: a prediction is of the specs in force.
+    What was seen of a model under other specs is forgotten: a prediction is of those in force.
     """
-    before_that = state.streams if under == state.under else {}
-    streams = {key: stream for key, stream in before_that.items()
-               if key[0] in live and key[1] in models}  # fmt: skip
+    same = {model for model in models if under.get(model) == state.under.get(model)}
+    streams = {key: stream for key, stream in state.streams.items()
+               if key[0] in live and key[1] in same}  # fmt: skip
     for sample in samples:
         for model, tally in sorted(sample.tallies.items()):
             key = (sample.source, model)
@@ -98,7 +101,18 @@ def seen(
             known = key[0] in live and model in models
             if known and (before is None or sample.at - before.at >= _SHORTEST_S):
                 streams[key] = _advanced(before, sample, model, tally)
-    return SeenState(streams=streams, under=dict(under))
+    return SeenState(streams=streams, under=under)
+
+
+def specs_in_force(units: Iterable[UnitSpec]) -> Specs:
+    """What each model runs under."""
+    found: dict[ModelName, tuple[tuple[UnitId, int], ...]] = {}
+    for unit in sorted(units, key=lambda unit: unit.unit):
+        for member in unit.members:
+            spec = UnitId(unit.unit), unit.generation
+            model = ModelName(member.model)
+            found[model] = (*found.get(model, ()), spec)
+    return found
 
 
 def figures(state: SeenState, *, now: float) -> dict[ModelName, Figures]:

@@ -71,7 +71,7 @@ class _Forecast:
 
 def _turns(catalog: ProfileCatalog | None, tables: Mapping[str, StepTable]) -> TurnUnits | None:
     """What predicts units of a profiled CPU: their steps take turns, where a search thinks of SMs
-    that work side by side. Slower, so it only says what the chosen placement gives.
+    that work side by side. Slower, so it only says what placements that a search arrived at give.
     """
     if catalog is None or catalog.gpu != CPU:
         return None

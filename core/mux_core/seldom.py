@@ -14,7 +14,9 @@ RATE_EVERY_S: Final = 30.0
 def seldom(status: LlmStatus, before: LlmStatus, *, now: float) -> LlmStatus:
     """Keeps what was measured and written while it is young, unless it says something else."""
     demand = _demand(status.demand, before.demand)
-    observed = _observed(status.observed, before.observed, now=now)
+    # A figure of another plan is not kept beside what this one predicts.
+    kept = before.observed if status.predicted == before.predicted else None
+    observed = _observed(status.observed, kept, now=now)
     if status.observed is not None and demand != before.demand:
         observed = status.observed  # it is written anyway
     return replace(status, demand=demand, observed=observed)

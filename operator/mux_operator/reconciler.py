@@ -24,7 +24,7 @@ from mux_core.actions import (
     Why,
     WriteUnit,
 )
-from mux_core.comparison import figures
+from mux_core.comparison import figures, specs_in_force
 from mux_core.comparison import seen as got
 from mux_core.decide import decide
 from mux_core.errors import MuxError, PeerError, SpecError
@@ -191,8 +191,9 @@ class Reconciler:
         names = frozenset(item.name for item in seen.members)
         samples, live = memory.links.samples(), memory.links.sources()
         memory.demand = without(observed(memory.demand, samples), now=seen.now, models=names)
+        memory.got = got(memory.got, samples, live=live, models=names,
+                         under=specs_in_force(record.spec for record in seen.units))  # fmt: skip
         written = {record.unit: record.spec.generation for record in seen.units}
-        memory.got = got(memory.got, samples, live=live, models=names, under=written)
         return Snapshot(
             seen=seen,
             reports=memory.links.reports(),

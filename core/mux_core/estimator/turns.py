@@ -16,7 +16,7 @@ Both move each other: the rounds go on until activities stand still.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from math import exp
+from math import exp, inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ MOST_BATCH = 256
 EXACT_MEMBERS = 5
 """Up to so many members, every set of active ones is looked at; beyond, the likeliest alone."""
 TAIL = 0.01
+NEVER = 1e-6
 MOST_HELD = 0.98
 """Prefills never take all of the time: decodes that they passed over get their turn."""
 
@@ -59,7 +60,10 @@ def _none() -> Floats:
 
 @dataclass(slots=True, kw_only=True)
 class _Member:
-    """One member while its unit is settled. `activity`: part of the time it has a decode to run."""
+    """One member while its unit is settled. `activity`: part of the time it has a decode to run.
+
+    `most`: requests that decode at once, as its KV has room for.
+    """
 
     ask: Ask
     share: Share
@@ -71,6 +75,7 @@ class _Member:
     output: float
     prefills: tuple[float, ...]
     steps: Floats
+    most: int = MOST_BATCH
     activity: float = 0.0
     busy_step: float = 0.0
     waits: Floats = field(default_factory=_none)
@@ -115,6 +120,8 @@ class TurnUnits:
         members = [self._member(kind, ask) for ask in asks]
         unit = self._settle(members)
         room = room_bytes(kind) - sum(fixed_bytes(ask.llm, kind) for ask in asks)
+        if _cut_short(members, room):
+            unit = self._settle(members)
         outcomes = tuple(self._outcome(member, members, unit) for member in members)
         return _verdict(outcomes, asks, room, self.headroom)
 
@@ -164,18 +171,23 @@ class TurnUnits:
         done = float(member.chances[1:] @ (BATCH / member.waits))
         # Its own prefill host, and the servers that all prefills share.
         prefilling = max(ask.rate * member.prefill_s, unit.prefilling / unit.prefillers)
-        served = min(ask.rate, done / output) if output else ask.rate
+        decoding = ask.rate * output * float(member.waits[member.most - 1]) / member.most
+        use = max(prefilling, decoding)
+        served = ask.rate / max(1.0, prefilling)
+        if decoding >= 1:
+            served = min(served, done / output)
         wait, busy = _prefill_wait(member, members, unit)
+        if decoding < 1:
+            delay, delayed = _room_wait(member, decoding)
+            wait, busy = wait + delay, min(1.0, busy + delayed)
         slower = _prefill_factor(members, unit)
         bases = [self.request_s + p * slower for p in member.prefills]
-        decode_s = member.decoding / (ask.rate * output) if ask.rate and output else 0.0
-        use = max(prefilling, ask.rate * output * float(member.waits[-1]) / MOST_BATCH)
+        decode_s = member.decoding / done if done else 0.0
         held = Bytes(int(_held(member)))
         return MemberOutcome(
-            served=served / max(1.0, prefilling), share=member.share, kv=held, held=held,
-            utilisation=use,
-            ttft_mean_s=sum(bases) / len(bases) + wait,
-            ttft_p99_s=_tail_of(bases, wait, busy),
+            served=served, share=member.share, kv=held, held=held, utilisation=use,
+            ttft_mean_s=sum(bases) / len(bases) + wait if use < 1 else inf,
+            ttft_p99_s=_tail_of(bases, wait, busy) if use < 1 else inf,
             tpot_mean_s=decode_s or None,
             tpot_p99_s=_step_tail(member) if output else None,
             attainment=_attainment(member, use, bases, wait, busy),
@@ -233,7 +245,7 @@ def _solve(member: _Member, others: Sequence[_Member], unit: _Unit) -> None:
     crowds = list(_crowds(others))
     held = list(_held_servers(unit))
     member.waits = _waits(member, crowds, held, unit)
-    member.chances = _batches(member.ask.rate * member.output, member.waits)
+    member.chances = _batches(member.ask.rate * member.output, member.waits, member.most)
     member.activity = 1 - float(member.chances[0])
     busy = member.chances[1:]
     member.busy_step = float(busy @ member.steps / busy.sum() if busy.sum() else member.steps[0])
@@ -276,11 +288,12 @@ def _waits(
     return 1 / speed
 
 
-def _batches(tokens_per_s: float, waits: Floats) -> Floats:
+def _batches(tokens_per_s: float, waits: Floats, most: int) -> Floats:
     """The chance of 0, 1, 2... requests decoding: each token keeps one there for a wait."""
     if tokens_per_s <= 0:
         return np.concatenate(([1.0], np.zeros_like(waits)))
     ratios = np.log(tokens_per_s * waits / BATCH)
+    ratios[most:] = -inf
     logs = np.concatenate(([0.0], np.cumsum(ratios)))
     weights = np.exp(logs - logs.max())
     return np.asarray(weights / weights.sum())
@@ -351,8 +364,33 @@ def _step_tail(member: _Member) -> float:
 
 
 def _held(member: _Member) -> float:
-    """Bytes of KV that its decoding requests hold on average; the last block is half full."""
-    return member.decoding * (member.context + member.block_tokens / 2) * member.token_bytes
+    """Bytes of KV that its decoding requests hold on average."""
+    return member.decoding * _request_bytes(member)
+
+
+def _request_bytes(member: _Member) -> float:
+    """KV of a request that decodes, on average; the last block is half full."""
+    return (member.context + member.block_tokens / 2) * member.token_bytes
+
+
+def _cut_short(members: Sequence[_Member], room: float) -> bool:
+    """Says how many requests each has KV for beside the others; whether that is ever in the way."""
+    need = sum(map(_held, members))
+    for member in members:
+        held = _held(member)
+        left = room - (need - held) if need <= room else room * held / need
+        member.most = int(min(MOST_BATCH, max(1.0, left / _request_bytes(member))))
+    return any(m.chances[m.most :].sum() > NEVER for m in members)
+
+
+def _room_wait(member: _Member, use: float) -> tuple[float, float]:
+    """(mean wait for KV, the chance that there is any), as of a queue with so many servers: who
+    finds none free waits until one is, in turn.
+    """
+    full = float(member.chances[member.most])
+    delayed = full / (1 - use * (1 - full))
+    return delayed * member.output * float(member.waits[member.most - 1]) / member.most / (
+        1 - use), delayed  # fmt: skip
 
 
 def _verdict(

@@ -201,6 +201,13 @@ def test_the_rate_to_plan_with(
     assert planned_rate(known, declared, before) == pytest.approx(planned)
 
 
+def test_a_rate_that_fell_while_requests_wait_is_no_rise_at_the_next_look() -> None:
+    known = MeasuredDemand(rate=8.0, lasting=8.0, source="RuntimeCounters", as_of=0.0, waiting=600)
+    fallen = planned_rate(known, 0.0, 25.0)
+    assert fallen == 13.0, "with what takes the queue away"
+    assert planned_rate(known, 0.0, fallen) == fallen
+
+
 def test_a_rate_seen_for_a_moment_does_not_undo_a_plan() -> None:
     """An operator that has just started has seen nothing yet."""
     known = MeasuredDemand(rate=0.0, source="RuntimeCounters", as_of=0.0, age_s=1.0)

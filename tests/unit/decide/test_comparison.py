@@ -237,11 +237,14 @@ def test_an_error_needs_both_sides_at_about_one_rate(
 def test_what_was_seen_under_another_spec_is_forgotten() -> None:
     """A prediction is of the specs in force."""
     state = after(*steady(60, 5))
-    later = replace(state, under={UnitId("u0"): 1})
-    changed = seen(later, [sample(61.0, 305)], live=LIVE, models=frozenset({A}),
-                   under={UnitId("u0"): 2})  # fmt: skip
+    old, new = {A: ((UnitId("u0"), 1),)}, {A: ((UnitId("u0"), 2),)}
+    other = {ModelName("b"): ((UnitId("u1"), 7),)}
+    later = replace(state, under=old)
+    same = seen(later, [sample(61.0, 305)], live=LIVE, models=frozenset({A}), under=old | other)
+    assert figures(same, now=61.0), "another unit's spec is not this one's"
+    changed = seen(later, [sample(61.0, 305)], live=LIVE, models=frozenset({A}), under=new)
     assert figures(later, now=61.0)
     assert figures(changed, now=61.0) == {}
     again = seen(changed, [sample(t, 5 * int(t)) for t in (80.0, 100.0)], live=LIVE,
-                 models=frozenset({A}), under={UnitId("u0"): 2})  # fmt: skip
+                 models=frozenset({A}), under=new)  # fmt: skip
     assert figures(again, now=100.0)[A].rate == pytest.approx(5.0)

@@ -70,6 +70,15 @@ def test_what_is_observed_is_written_seldom() -> None:
     assert told(world, later, at=RATE_EVERY_S).observed == later
 
 
+def test_what_was_seen_of_another_plan_does_not_stay_beside_a_new_prediction() -> None:
+    world = a_world()
+    told(world, seen(world, 0.0, 1.0))
+    assert told(world, None, at=5.0).observed is not None
+    status = replace(world.llms["a"].status, predicted=Figures(rate=9.0, served=9.0))
+    world.llms["a"] = replace(world.llms["a"], status=status)
+    assert told(world, None, at=6.0).observed is None
+
+
 def test_a_rate_that_is_written_takes_what_is_observed_along() -> None:
     world = a_world()
     told(world, seen(world, 0.0, 1.0))

@@ -10,6 +10,7 @@ import pytest
 from mux_core.rates import (
     CAUTION,
     DRAIN_S,
+    FRESH_S,
     TAU_S,
     RateState,
     Sample,
@@ -169,6 +170,7 @@ def test_queues_of_live_sources_add_up() -> None:
     both = frozenset({"unit/u", "unit/v"})
     assert rates(state, now=60.0, live=both)[A].waiting == 7
     assert rates(state, now=60.0, live=LIVE)[A].waiting == 3
+    assert rates(state, now=61.0 + FRESH_S, live=both)[A].waiting == 0, "nobody heard of it since"
 
 
 def test_a_mean_is_worth_its_age_and_in_the_end_two_time_constants() -> None:

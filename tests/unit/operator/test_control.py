@@ -32,7 +32,8 @@ class Unit(UnitControlServicer):
         self.status = pb.UnitStatus(unit="u0", start_id="one", generation=1)
         counters = pb.Counters(arrivals=3, finished=2, ttft_count=2, ttft_seconds_sum=3.0,
                                ttft_counts=(1, 1), tpot_count=1, tpot_seconds_sum=0.5)  # fmt: skip
-        self.status.members.add(model="a", state="Starting", counters=counters, kv_used_bytes=64)
+        self.status.members.add(model="a", state="Starting", counters=counters, kv_used_bytes=64,
+                                waiting=5)  # fmt: skip
         self.told: list[UnitSpec] = []
         self.refusal = ""
 
@@ -98,6 +99,8 @@ async def test_what_a_unit_and_a_gateway_say_is_known(served: Served) -> None:
     assert report.members[ModelName("a")].state == "Starting"
     arrivals = {sample.source: sample.arrivals for sample in served.links.samples()}
     assert arrivals == {"unit/u0": {"a": 3}, "gateway/g0": {"a": 9}}
+    waiting = {sample.source: sample.waiting for sample in served.links.samples()}
+    assert waiting == {"unit/u0": {"a": 5}, "gateway/g0": {}}
     tallies = {sample.source: sample.tallies[ModelName("a")] for sample in served.links.samples()}
     assert tallies == {
         "unit/u0": Tally(finished=2, kv_used_bytes=64, tpot=Latencies(count=1, seconds=0.5),

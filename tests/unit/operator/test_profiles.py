@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mux_core.costmodel.profile_set import ProfileSet
 from mux_core.costmodel.sources import ProfileCatalog, choose_costs
 from mux_core.errors import SpecError
 from mux_core.estimator.turns import TurnUnits
+from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome
 from mux_core.llm import Demand, Llm, ModelGeometry, Slo
 from mux_core.placement import GpuNode
 from mux_core.planners.forecast import predict
@@ -148,6 +150,40 @@ def test_a_profiled_cpu_is_predicted_by_turns() -> None:
     assert replace(ours, costs="") == said.models[ModelName("a")]
     assert ours.kv_bytes
     assert planned(asked).prediction.models[ModelName("a")].kv_bytes
+
+
+def by_turns(rate: float, memory: int) -> MemberOutcome:
+    """A unit of one member, whatever a plan would send to it."""
+    demand = Demand(rate=rate, prompt_tokens=161, output_tokens=337)
+    asked = problem(an_llm_of("a", shape(), demand=demand, slo=Slo(ttft_s=1.0)))
+    catalog = ProfileCatalog((profile_set(),))
+    found = choose_costs(asked.llms, asked.nodes, catalog, {})
+    kind = GroupKind(gpus=1, gpu="cpu", memory=Bytes(memory))
+    turns = TurnUnits(tables=found.tables, interference=catalog.interference)
+    (outcome,) = turns.outcome(kind, (Ask(llm=found.llms[0], rate=rate),)).members
+    return outcome
+
+
+def test_more_than_a_unit_can_do_makes_nothing_look_better() -> None:
+    found = [by_turns(rate, 4 * GIB) for rate in (4.0, 9.0, 20.0, 100.0)]
+    steps = [one.tpot_mean_s or 0.0 for one in found]
+    assert steps == sorted(steps)
+    assert found[0].served == 4.0
+    assert [one.utilisation >= 1 for one in found] == [False, True, True, True]
+    assert [one.attainment for one in found[1:]] == [0.0, 0.0, 0.0]
+    assert all(one.ttft_mean_s == inf for one in found[1:])
+
+
+def test_requests_wait_for_kv_that_others_hold() -> None:
+    found = [by_turns(6.0, memory << 20) for memory in (4096, 40, 24, 16)]
+    waits = [one.ttft_mean_s or 0.0 for one in found]
+    assert waits == sorted(waits)
+    assert waits[0] < 0.1 < waits[2]
+    met = [one.attainment or 0.0 for one in found]
+    assert met == sorted(met, reverse=True)
+    assert found[-1].served < 6.0
+    assert all((one.held or 0) < memory << 20
+               for one, memory in zip(found, (4096, 40, 24, 16), strict=True))  # fmt: skip
 
 
 def test_a_service_level_is_met_by_the_part_that_does() -> None:

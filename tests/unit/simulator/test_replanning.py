@@ -179,11 +179,11 @@ class TestDemand:
         assert len(self.asked(known=lambda now: {A: 3.0})) == 1
 
     def test_includes_what_waits(self) -> None:
-        """A queue of two minutes doubles it, and no queue more than that."""
         seen: list[PlacementProblem] = []
         slow = units(unit("u0", 0, member("a", rate=9.0, prefill=1, decode=1)))
         go(slow, to(slow, seen, every_s=50.0), {"a": 9.0})
-        assert self.rate(seen[0]) > 1.3 * 9.0
+        # At most twice what arrives, and two deviations of chance.
+        assert 1.3 * 9.0 < self.rate(seen[0]) < 2.3 * 9.0
 
     def test_what_runs_is_current(self) -> None:
         before = units(unit("u0", 0, member("a")))
