@@ -41,7 +41,6 @@ MOST_BATCH = 256
 EXACT_MEMBERS = 5
 """Up to so many members, every set of active ones is looked at; beyond, the likeliest alone."""
 TAIL = 0.01
-NEVER = 1e-6
 MOST_HELD = 0.98
 """Prefills never take all of the time: decodes that they passed over get their turn."""
 
@@ -120,8 +119,7 @@ class TurnUnits:
         members = [self._member(kind, ask) for ask in asks]
         unit = self._settle(members)
         room = room_bytes(kind) - sum(fixed_bytes(ask.llm, kind) for ask in asks)
-        if _cut_short(members, room):
-            unit = self._settle(members)
+        _hold_back(members, room)
         outcomes = tuple(self._outcome(member, members, unit) for member in members)
         return _verdict(outcomes, asks, room, self.headroom)
 
@@ -245,7 +243,7 @@ def _solve(member: _Member, others: Sequence[_Member], unit: _Unit) -> None:
     crowds = list(_crowds(others))
     held = list(_held_servers(unit))
     member.waits = _waits(member, crowds, held, unit)
-    member.chances = _batches(member.ask.rate * member.output, member.waits, member.most)
+    member.chances = _batches(member.ask.rate * member.output, member.waits, MOST_BATCH)
     member.activity = 1 - float(member.chances[0])
     busy = member.chances[1:]
     member.busy_step = float(busy @ member.steps / busy.sum() if busy.sum() else member.steps[0])
@@ -373,14 +371,18 @@ def _request_bytes(member: _Member) -> float:
     return (member.context + member.block_tokens / 2) * member.token_bytes
 
 
-def _cut_short(members: Sequence[_Member], room: float) -> bool:
-    """Says how many requests each has KV for beside the others; whether that is ever in the way."""
-    need = sum(map(_held, members))
-    for member in members:
-        held = _held(member)
-        left = room - (need - held) if need <= room else room * held / need
+def _hold_back(members: Sequence[_Member], room: float) -> None:
+    """No more requests decode than each has KV for beside the others.
+
+    Waits between steps stay as they are without that limit: near its capacity a unit would else
+    settle where few are let in and those few are fast, which is not where it goes.
+    """
+    held = list(map(_held, members))
+    need = sum(held)
+    for member, own in zip(members, held, strict=True):
+        left = room - (need - own) if need <= room else room * own / need
         member.most = int(min(MOST_BATCH, max(1.0, left / _request_bytes(member))))
-    return any(m.chances[m.most :].sum() > NEVER for m in members)
+        member.chances = _batches(member.ask.rate * member.output, member.waits, member.most)
 
 
 def _room_wait(member: _Member, use: float) -> tuple[float, float]:
