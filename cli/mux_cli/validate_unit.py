@@ -13,14 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
+import grpc.aio
 
 from mux_core.errors import PeerError
 from mux_core.units import ModelName
 from mux_core.unitspec import UnitSpec, from_json
+from mux_operator.control_stubs import control_pb2 as pb
+from mux_operator.control_stubs.control_pb2_grpc import UnitControlStub
 
 READY_S: Final = 300.0
 SAMPLE_S: Final = 0.25
@@ -33,7 +34,7 @@ class RunningUnit:
 
     spec: UnitSpec
     url: str
-    metrics: str
+    control: str
 
 
 @contextmanager
@@ -115,13 +116,17 @@ def _units(data: Path) -> tuple[RunningUnit, ...]:
     for unit in status["units"]:
         folder = run / f"{unit['unit']}-{unit['incarnation']}"
         spec = from_json((folder / "spec.json").read_text(encoding="utf-8"))
-        found.append(RunningUnit(spec=spec, url=unit["url"], metrics=unit["metrics"]))
+        found.append(RunningUnit(spec=spec, url=unit["url"], control=unit["control"]))
     return tuple(sorted(found, key=lambda unit: unit.spec.unit))
 
 
 @dataclass(slots=True)
 class KvWatch:
-    """Samples what part of its unit's KV each model holds, until stopped."""
+    """Samples what part of its unit's KV each model holds, until stopped.
+
+    Over the control port: a page of metrics keeps scheduler and client from their work for tens of
+    milliseconds, which is more than many a latency that is measured.
+    """
 
     units: Sequence[RunningUnit]
     samples: dict[ModelName, list[tuple[float, float]]] = field(default_factory=dict)
@@ -129,15 +134,14 @@ class KvWatch:
     async def run(self) -> None:
         """Samples until cancelled; moments count from now on."""
         began = time.perf_counter()
-        async with aiohttp.ClientSession() as session:
-            while True:
-                for unit in self.units:
-                    async with session.get(unit.metrics) as answer:
-                        parts = kv_parts(await answer.text())
-                    for model, part in parts.items():
-                        at = time.perf_counter() - began
-                        self.samples.setdefault(model, []).append((at, part))
-                await asyncio.sleep(SAMPLE_S)
+        await asyncio.gather(*(self._follow(unit, began) for unit in self.units))
+
+    async def _follow(self, unit: RunningUnit, began: float) -> None:
+        async with grpc.aio.insecure_channel(unit.control) as channel:
+            async for told in UnitControlStub(channel).Watch(pb.WatchRequest(interval_s=SAMPLE_S)):
+                at = time.perf_counter() - began
+                for model, part in kv_parts(told).items():
+                    self.samples.setdefault(model, []).append((at, part))
 
     def mean(self, model: ModelName, begin: float, end: float) -> float:
         """The mean part over a window; 0 without a sample."""
@@ -145,17 +149,10 @@ class KvWatch:
         return sum(inside) / len(inside) if inside else 0.0
 
 
-def kv_parts(text: str) -> Mapping[ModelName, float]:
-    """Each model's part of the unit's KV, out of a page of metrics."""
-    total, used = 0.0, {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels: dict[str, Any] = sample.labels
-            if sample.name == "muxserve_unit_kv_bytes" and labels["kind"] == "total":
-                total += sample.value
-            if sample.name == "muxserve_model_kv_bytes" and labels["kind"] == "used":
-                used[ModelName(labels["model"])] = sample.value
-    return {model: value / total for model, value in used.items()} if total else {}
+def kv_parts(told: pb.UnitStatus) -> Mapping[ModelName, float]:
+    """Each model's part of the unit's KV."""
+    total = told.kv_total_bytes
+    return {ModelName(m.model): m.kv_used_bytes / total for m in told.members} if total else {}
 
 
 def load_average() -> float:
