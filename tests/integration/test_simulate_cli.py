@@ -253,6 +253,8 @@ HOLES = TRACE.replace("10,code,100,20", "10,code,,20")
         (["--curve", "5=1"], "the first at 0"),
         (["--oracle"], "--oracle: says with which rates to plan again; add --replan"),
         (["--replan", "0"], "--replan 0: seconds between two plans, above 0"),
+        (["--kv", "half"], "KV half: not estimated, planned and no part of GPU memory"),
+        (["--replan", "--kv", "0.5"], "--kv 0.5: with --replan members come and go"),
         (["--replan", "--policy", "fcfs"], "default/fcfs cannot; only default/adbs plans"),
         (["--replan", "--oracle", "--trace", "trace.csv"], "--oracle: a trace has requests"),
         (["--profiles", "w.yaml"], "w.yaml"),
