@@ -173,5 +173,6 @@ async def test_a_share_that_is_not_in_force_is_never_measured(tiny, tmp_path):
     device = Device(name="cpu", cores=2)
     async with open_bench(tmp_path, device, unit_bytes=16384, arena=Bytes(16 << 20),
                           partition=FakePartition("wrong share")) as bench:  # fmt: skip
+        assert (tmp_path / "hosts.sock").is_socket(), "no host can come too early"
         with pytest.raises(ShareNotVerified, match="50"):
             await bench.start("tiny", tiny, Phase.DECODE, 50)

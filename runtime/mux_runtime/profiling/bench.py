@@ -143,12 +143,16 @@ class Bench:
             self._children.reap()
             await asyncio.sleep(0.01)
 
-    async def run(self, arena: int) -> None:
-        """Serves hosts until cancelled."""
+    async def open(self, arena: int) -> asyncio.Server:
+        """Listens and starts the pool. A host that finds no socket takes its scheduler for gone."""
+        server = await asyncio.start_unix_server(self._accept, self.folder / "hosts.sock")
         pool = [sys.executable, "-m", "mux_runtime", "pool", "--socket", str(self._pool_socket),
                 "--arena-bytes", str(arena)]  # fmt: skip
         self._children.spawn("pool", pool)
-        server = await asyncio.start_unix_server(self._accept, self.folder / "hosts.sock")
+        return server
+
+    async def run(self, server: asyncio.Server) -> None:
+        """Serves hosts until cancelled."""
         async with server:
             while True:
                 await asyncio.sleep(_REAP_S)
@@ -200,7 +204,7 @@ async def open_bench(
     `folder` is new: a socket that a killed run left would be in the way.
     """
     bench = Bench(folder, device, unit_bytes, arena, partition)
-    serving = asyncio.create_task(bench.run(arena), name="profile bench")
+    serving = asyncio.create_task(bench.run(await bench.open(arena)), name="profile bench")
     try:
         yield bench
     finally:
