@@ -143,7 +143,7 @@ class Bench:
             self._children.reap()
             await asyncio.sleep(0.01)
 
-    async def open(self, arena: int) -> asyncio.Server:
+    async def listen(self, arena: int) -> asyncio.Server:
         """Listens and starts the pool. A host that finds no socket takes its scheduler for gone."""
         server = await asyncio.start_unix_server(self._accept, self.folder / "hosts.sock")
         pool = [sys.executable, "-m", "mux_runtime", "pool", "--socket", str(self._pool_socket),
@@ -151,12 +151,11 @@ class Bench:
         self._children.spawn("pool", pool)
         return server
 
-    async def run(self, server: asyncio.Server) -> None:
-        """Serves hosts until cancelled."""
-        async with server:
-            while True:
-                await asyncio.sleep(_REAP_S)
-                self._children.reap()
+    async def run(self) -> None:
+        """Notices hosts that ended, until cancelled."""
+        while True:
+            await asyncio.sleep(_REAP_S)
+            self._children.reap()
 
     async def close(self) -> None:
         for link in self._links:
@@ -204,11 +203,12 @@ async def open_bench(
     `folder` is new: a socket that a killed run left would be in the way.
     """
     bench = Bench(folder, device, unit_bytes, arena, partition)
-    serving = asyncio.create_task(bench.run(await bench.open(arena)), name="profile bench")
-    try:
-        yield bench
-    finally:
-        serving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
-        await bench.close()
+    async with await bench.listen(arena):
+        serving = asyncio.create_task(bench.run(), name="profile bench")
+        try:
+            yield bench
+        finally:
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+            await bench.close()
