@@ -172,10 +172,10 @@ class TurnUnits:
         decoding = ask.rate * output * float(member.waits[member.most - 1]) / member.most
         use = max(prefilling, decoding)
         served = ask.rate / max(1.0, prefilling)
+        wait, busy = _prefill_wait(member, members, unit)
         if decoding >= 1:
             served = min(served, done / output)
-        wait, busy = _prefill_wait(member, members, unit)
-        if decoding < 1:
+        else:
             delay, delayed = _room_wait(member, decoding)
             wait, busy = wait + delay, min(1.0, busy + delayed)
         slower = _prefill_factor(members, unit)
@@ -391,8 +391,8 @@ def _room_wait(member: _Member, use: float) -> tuple[float, float]:
     """
     full = float(member.chances[member.most])
     delayed = full / (1 - use * (1 - full))
-    return delayed * member.output * float(member.waits[member.most - 1]) / member.most / (
-        1 - use), delayed  # fmt: skip
+    until_free = member.output * float(member.waits[member.most - 1]) / member.most
+    return delayed * until_free / (1 - use), delayed
 
 
 def _verdict(

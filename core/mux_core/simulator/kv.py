@@ -65,6 +65,9 @@ def _part_kv(part: float, unit: Unit, kind: GroupKind, llms: Llms) -> float:
     return asked
 
 
+KV_RULES: Final[Mapping[str, KvRule]] = {"estimated": estimated_kv, "planned": planned_kv}
+
+
 def kv_rule(name: str) -> KvRule:
     """The rule of a name, `estimated` or `planned`, or of a number: that part of the GPUs' memory,
     as MuxServe gives it to LLMs that share nothing. Raises SpecError for any other.
@@ -77,9 +80,6 @@ def kv_rule(name: str) -> KvRule:
             return partial(_part_kv, part)
     raise SpecError(f"KV {name}: not {', '.join(sorted(KV_RULES))} and no part of GPU memory "
                     "between 0 and 1")  # fmt: skip
-
-
-KV_RULES: Final[Mapping[str, KvRule]] = {"estimated": estimated_kv, "planned": planned_kv}
 
 
 def kv_units(unit: Unit, kind: GroupKind, llms: Llms, rule: KvRule, *, unit_bytes: int) -> int:
