@@ -12,6 +12,7 @@ from pathlib import Path
 from mux_core.engine import Phase
 from mux_runtime.engines.host import Hello
 from mux_runtime.engines.serving import serve
+from mux_runtime.engines.torch.heap import keep_freed_memory
 from mux_runtime.engines.torch.start import Settings, TorchStart
 
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A host is ours alone: no plug-in that happens to be installed is loaded into it.
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    keep_freed_memory()
     hello = Hello(host_id=args.host_id, epoch=args.epoch, pid=os.getpid(), phase=Phase(args.phase))
     settings = Settings(
         model_dir=Path(args.model_dir),
