@@ -24,6 +24,10 @@ def summary(profiles: ProfileSet) -> Iterator[str]:
         yield (f"unit: scheduler, front and client add {unit.step_s * 1e3:.2f} ms per step, "
                f"{unit.token_s * 1e3:.3f} ms per token, {unit.request_s * 1e3:.1f} ms per "
                "request")  # fmt: skip
+        for who, work in (("scheduler and front", unit.scheduler), ("client", unit.client)):
+            yield (f"unit: {who} run {work.step_s * 1e3:.2f} ms per step, "
+                   f"{work.token_s * 1e3:.3f} ms per token, {work.request_s * 1e3:.1f} ms per "
+                   "request")  # fmt: skip
     for pair in profiles.pairs:
         one, other = pair.sides
         slow, slower = pair.slowdowns

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mux_cli.validate_unit import RunningUnit
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
+from mux_core.costmodel.profile_set import CpuWork
 from mux_core.costmodel.sources import Costs, ProfileCatalog, Source, choose_costs
 from mux_core.errors import SpecError
 from mux_core.estimator.unit import Ask, GroupKind
@@ -20,15 +21,15 @@ from mux_core.unitspec import Device, UnitSpec
 class Stage:
     """The running units as one placement of the manifests' models, each with its costs.
 
-    `rates` are the manifests' or those of the command line. `request_s`: what a request waits
-    outside of steps, 0 where that was not measured.
+    `rates` are the manifests' or those of the command line. `cpu`: the cores that steps share,
+    None without a profile.
     """
 
     problem: PlacementProblem
     placement: Placement
     costs: Costs
     interference: Interference
-    request_s: float
+    cpu: CpuWork | None
     unit_bytes: int
     rates: Mapping[ModelName, float]
 
@@ -66,7 +67,7 @@ def make_stage(
         problem=PlacementProblem(now=0.0, nodes=nodes, llms=costs.llms), placement=placement,
         costs=costs, rates=rates,
         interference=catalog.interference if catalog else DEFAULT_INTERFERENCE,
-        request_s=catalog.request_s if catalog else 0.0,
+        cpu=catalog.cpu if catalog else None,
         unit_bytes=units[0].spec.unit_bytes,
     )  # fmt: skip
 

@@ -13,7 +13,6 @@ from mux_core.estimator.turns import Lengths, TurnUnits
 from mux_core.simulator.adbs_policy import adbs
 from mux_core.simulator.arrivals import Arrival
 from mux_core.simulator.lengths import LengthShape
-from mux_core.simulator.record import RequestLog
 from mux_core.simulator.run import Settings, simulate
 from mux_core.simulator.workloads import streams_of
 from mux_core.units import ModelName
@@ -62,11 +61,11 @@ def simulated(
     """The simulator's figures for these very arrivals."""
     record = simulate(stage.problem, stage.placement, asked, adbs, Settings(
         seconds=max(arrival.at for arrival in asked) + 1 if asked else end, warmup=0.0,
-        interference=stage.interference, tables=stage.costs.tables,
+        interference=stage.interference, cpu=stage.cpu, tables=stage.costs.tables,
         unit_bytes=stage.unit_bytes, sample_s=SAMPLE_S))  # fmt: skip
     held = {member.model: member.kv_samples for member in record.members}
     return {
-        model: figures_of(_later(log, stage), begin=begin, end=end,
+        model: figures_of(log, begin=begin, end=end,
                           kv=_mean_kv(held[model], begin, end))
         for model, log in record.requests.items() if len(log.arrived)
     }  # fmt: skip
@@ -80,14 +79,7 @@ def _estimator(stage: Stage, shape: LengthShape) -> TurnUnits:
         prompts, outputs = stream.lengths.draw(np.stack((at, (at * POINTS * 0.618034) % 1), axis=1))
         lengths[stream.model] = tuple(zip(map(float, prompts), map(float, outputs), strict=True))
     return TurnUnits(tables=stage.costs.tables, interference=stage.interference, lengths=lengths,
-                     request_s=stage.request_s)  # fmt: skip
-
-
-def _later(log: RequestLog, stage: Stage) -> RequestLog:
-    """Every token later by what a request waits outside of steps, which no unit simulates."""
-    return RequestLog(arrived=log.arrived, first=log.first + stage.request_s,
-                      finished=log.finished + stage.request_s, prompt=log.prompt,
-                      output=log.output)  # fmt: skip
+                     cpu=stage.cpu)  # fmt: skip
 
 
 def _mean_kv(samples: object, begin: float, end: float) -> float:

@@ -75,7 +75,7 @@ def _turns(catalog: ProfileCatalog | None, tables: Mapping[str, StepTable]) -> T
     """
     if catalog is None or catalog.gpu != CPU:
         return None
-    return TurnUnits(tables=tables, interference=catalog.interference, request_s=catalog.request_s)
+    return TurnUnits(tables=tables, interference=catalog.interference, cpu=catalog.cpu)
 
 
 def _told(prediction: Prediction, sources: Mapping[ModelName, Source]) -> Prediction:

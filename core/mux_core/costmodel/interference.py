@@ -32,10 +32,6 @@ class Interference:
         """Factor on a prefill beside decodes, if there are any, or beside another prefill."""
         return 1 + self.prefill_by_decode * decoding
 
-    def crowd_factor(self, in_flight: int) -> float:
-        """Factor on a step that makes so many in flight; shares of a GPU are caps, so none."""
-        return 1.0
-
 
 def bus_share(read_bytes: float, seconds: float, *, bandwidth: float) -> float:
     """Part of the data sheet's bandwidth that a step asks for which reads so much in that time."""

@@ -14,12 +14,8 @@ from mux_core.engine import Phase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairInterference(Interference):
-    """Factors at least 1. What a decode costs another is measured, not derived from the bus.
+    """Factors at least 1. What a decode costs another is measured, not derived from the bus."""
 
-    `cores`: of a CPU, which more steps than that share; small shares let them start. 0: no CPU.
-    """
-
-    cores: int = 0
     decode_by_decode: float = 1.0
     prefill_by_prefill: float = 1.0
 
@@ -28,17 +24,13 @@ class PairInterference(Interference):
             return self.prefill_by_prefill
         return 1 + self.prefill_by_decode * decoding
 
-    def crowd_factor(self, in_flight: int) -> float:
-        return max(1.0, in_flight / self.cores) if self.cores else 1.0
-
     def bus_stretch(self, asked: float) -> float:
         return self.decode_by_decode
 
 
-def pair_interference(pairs: Sequence[PairTimes], *, cores: int = 0) -> PairInterference:
+def pair_interference(pairs: Sequence[PairTimes]) -> PairInterference:
     """The mean factor of each kind of pair; 1 where none was measured."""
     return PairInterference(
-        cores=cores,
         decode_by_prefill=_mean(pairs, Phase.DECODE, Phase.PREFILL) - 1,
         prefill_by_decode=_mean(pairs, Phase.PREFILL, Phase.DECODE) - 1,
         decode_by_decode=_mean(pairs, Phase.DECODE, Phase.DECODE),

@@ -24,6 +24,7 @@ from mux_core.costmodel.profile_set import (
     PairTimes,
     ProfileSet,
     UnitCost,
+    Work,
 )
 from mux_core.costmodel.table import StepRow, StepTable, step_table
 from mux_core.engine import Phase
@@ -34,6 +35,7 @@ FORMAT: Final = "muxserve-profile"
 VERSION: Final = 1
 SET_VERSION: Final = 2
 MOST_ROWS: Final = 1_000_000
+_WORK: Final = ("step", "token", "request")
 
 
 def dump_table(table: StepTable) -> str:
@@ -51,8 +53,8 @@ def dump_profiles(profiles: ProfileSet) -> str:
         "made": asdict(profiles.made), "left_out": list(profiles.left_out),
         "models": [_model_document(model) for model in profiles.models],
         "unit": None if unit is None else {
-            "step_ms": unit.step_s * 1000, "token_ms": unit.token_s * 1000,
-            "request_ms": unit.request_s * 1000},
+            **_work_document(unit), "scheduler": _work_document(unit.scheduler),
+            "client": _work_document(unit.client)},
         "pairs": [
             {"sides": [asdict(side) for side in pair.sides],
              "alone_ms": [s * 1000 for s in pair.alone_s],
@@ -98,6 +100,14 @@ def load_table(text: str, *, subject: str) -> StepTable:
     return _table(document, str(document.get("gpu", "")), subject)
 
 
+def _work_document(work: UnitCost | Work) -> dict[str, float]:
+    return {f"{name}_ms": getattr(work, f"{name}_s") * 1000 for name in _WORK}
+
+
+def _work(document: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{name}_s": document[f"{name}_ms"] / 1000 for name in _WORK}
+
+
 def load_profiles(text: str, *, subject: str) -> ProfileSet:
     """All of a profile file. Raises SpecError naming `subject`, the value and the fix."""
     document = _document(text, subject)
@@ -110,8 +120,8 @@ def load_profiles(text: str, *, subject: str) -> ProfileSet:
             gpu=gpu, made=MadeOn(**document["made"]), left_out=tuple(document["left_out"]),
             models=tuple(_model(found, gpu, subject) for found in document["models"]),
             unit=None if unit is None else UnitCost(
-                step_s=unit["step_ms"] / 1000, token_s=unit["token_ms"] / 1000,
-                request_s=unit["request_ms"] / 1000),
+                **_work(unit), scheduler=Work(**_work(unit["scheduler"])),
+                client=Work(**_work(unit["client"]))),
             pairs=tuple(_pair(found) for found in document["pairs"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:

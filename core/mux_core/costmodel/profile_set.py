@@ -42,16 +42,49 @@ class MadeOn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Seconds of one core that a process takes per step, per token of it, per request."""
+
+    step_s: float = 0.0
+    token_s: float = 0.0
+    request_s: float = 0.0
+
+    def of_step(self, tokens: float) -> float:
+        """Seconds for a step that gives so many tokens."""
+        return self.step_s + tokens * self.token_s
+
+    def of_token(self, steps: float) -> float:
+        """Seconds for a token of which so many steps, or what part of one, are made."""
+        return steps * self.step_s + self.token_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnitCost:
     """What a unit adds to its engine's steps: seconds per step, per token of it, per request.
 
-    Scheduler, front, wire and client are in it; on a CPU they run on the cores of the engine.
-    `request_s` is what a request waits beyond its prefill step.
+    Scheduler, front, wire and client are in it, as a client of an idle unit sees it: `request_s`
+    is what a request waits beyond its prefill step. `scheduler` and `client` are what these two
+    processes run meanwhile; on a CPU they do that on the cores of the engines.
     """
 
-    step_s: float
-    token_s: float
-    request_s: float
+    step_s: float = 0.0
+    token_s: float = 0.0
+    request_s: float = 0.0
+    scheduler: Work = field(default_factory=Work)
+    client: Work = field(default_factory=Work)
+
+    @property
+    def arrival_s(self) -> float:
+        """What a request waits before its prefill step and beyond what stands between steps."""
+        return max(0.0, self.request_s - self.step_s - self.token_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuWork:
+    """The cores that a unit's processes share, and what runs there beside engine steps."""
+
+    cores: int
+    unit: UnitCost = field(default_factory=UnitCost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,14 @@ from functools import cached_property
 from mux_core.costmodel.fit import Fit, fit_device
 from mux_core.costmodel.interference import Interference
 from mux_core.costmodel.measured_pairs import pair_interference
-from mux_core.costmodel.profile_set import ModelProfile, ProfileSet, planning_table
+from mux_core.costmodel.profile_set import (
+    CPU,
+    CpuWork,
+    ModelProfile,
+    ProfileSet,
+    UnitCost,
+    planning_table,
+)
 from mux_core.costmodel.seen import seen_table
 from mux_core.costmodel.table import StepRow, StepTable
 from mux_core.errors import SpecError
@@ -64,14 +71,15 @@ class ProfileCatalog:
     @property
     def interference(self) -> Interference:
         """Of the pairs that were measured."""
-        pairs = [pair for found in self.profiles for pair in found.pairs]
-        return pair_interference(pairs, cores=self.profiles[0].made.cores)
+        return pair_interference([pair for found in self.profiles for pair in found.pairs])
 
     @property
-    def request_s(self) -> float:
-        """What a request waits outside of steps; 0 where no unit was measured."""
-        unit = next((found.unit for found in self.profiles if found.unit), None)
-        return max(0.0, unit.request_s - unit.step_s - unit.token_s) if unit else 0.0
+    def cpu(self) -> CpuWork | None:
+        """The cores that steps share; None on a GPU. Without a measured unit nothing but steps."""
+        if self.gpu != CPU:
+            return None
+        unit = next((found.unit for found in self.profiles if found.unit), UnitCost())
+        return CpuWork(cores=self.profiles[0].made.cores, unit=unit)
 
     @cached_property
     def _known(self) -> dict[ModelGeometry, tuple[Source, StepTable]]:

@@ -1,7 +1,9 @@
 """Estimator of a unit whose shares are turns: a CPU, where a step holds its percent while it runs.
 
 Steps in flight hold at most 100 percent together, so a unit is a small number of servers that its
-hosts share step by step: prefills first, decodes in turn. What is asked of it is settled in rounds:
+hosts share step by step: prefills first, decodes in turn. Where shares let more steps start than
+there are cores, all that run share the cores instead; what scheduler and client run counts among
+them. What is asked of it is settled in rounds:
 
 * *Decoding.* With n requests decoding, a step of member i takes its own time, or, when others want
   the servers too, its turn in a cycle of everybody's steps; that is averaged over which others are
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from mux_core.costmodel.interference import Interference
 from mux_core.costmodel.measured_pairs import PairInterference
 from mux_core.costmodel.profile import Profile, profile_of
+from mux_core.costmodel.profile_set import CpuWork, UnitCost
 from mux_core.costmodel.table import StepTable
 from mux_core.engine import kv_geometry
 from mux_core.estimator.memory import fixed_bytes, kv_per_token, room_bytes
@@ -91,12 +94,26 @@ class _Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unit:
-    """What members share: servers, how many of them prefills can and do hold, factors on steps."""
+    """What members share: servers, how many of them prefills can and do hold, factors on steps.
+
+    `shares_cores`: more steps may start than there are cores. `beside`: cores taken by what runs
+    beside steps. `scheduling`: part of the time that the scheduler's process runs.
+    """
 
     servers: int
     prefillers: int
     prefilling: float
     factors: PairInterference
+    cpu: CpuWork
+    shares_cores: bool
+    beside: float = 0.0
+    scheduling: float = 0.0
+
+    def crowd(self, running: int) -> float:
+        """How many times as long anything takes while so many steps run."""
+        if not self.shares_cores:
+            running = min(running, self.servers)
+        return max(1.0, (running + self.beside) / self.cpu.cores)
 
 
 @dataclass(slots=True)
@@ -104,13 +121,13 @@ class TurnUnits:
     """Predicts a CPU unit from its members' measured (or fitted) steps.
 
     It divides no KV: `kv` of an outcome is what is `held`. `lengths` by model where more than the
-    means is known. `request_s`: what a request waits beyond its prefill. `tables` are
-    those that the LLMs name.
+    means is known. `cpu`: the cores, and what runs there beside steps. `tables` are those that
+    the LLMs name.
     """
 
     tables: Mapping[str, StepTable]
     interference: Interference
-    request_s: float = 0.0
+    cpu: CpuWork | None = None
     headroom: float = 0.9
     lengths: Mapping[ModelName, Lengths] = field(default_factory=dict)
 
@@ -144,15 +161,17 @@ class TurnUnits:
 
     def _settle(self, members: Sequence[_Member]) -> _Unit:
         """Activities at the fixed point, damped on the way."""
-        factors = _pair_factors(self.interference)
-        # Small shares let more steps start than there are cores; those then share the cores.
         narrowest = min((m.share.decode for m in members), default=100)
-        servers = max(1, min(100 // narrowest, factors.cores or 100))
+        cpu, slots = self.cpu or CpuWork(cores=100), 100 // narrowest
+        servers = max(1, min(slots, cpu.cores))
         for member in members:
             member.busy_step = float(member.steps[0])
         unit = _Unit(servers=servers, prefillers=min(servers, len(members)), prefilling=0.0,
-                     factors=factors)  # fmt: skip
+                     factors=_pair_factors(self.interference), cpu=cpu,
+                     shares_cores=slots > cpu.cores)  # fmt: skip
         for _ in range(ROUNDS):
+            unit = replace(unit, beside=_beside(members, cpu.unit),
+                           scheduling=_scheduling(members, cpu.unit))  # fmt: skip
             unit = replace(unit, prefilling=_prefilling(members, unit))
             moved = 0.0
             for member in members:
@@ -170,7 +189,7 @@ class TurnUnits:
         # Its own prefill host, and the servers that all prefills share.
         prefilling = max(ask.rate * member.prefill_s, unit.prefilling / unit.prefillers)
         decoding = ask.rate * output * float(member.waits[member.most - 1]) / member.most
-        use = max(prefilling, decoding)
+        use = max(prefilling, decoding, unit.scheduling)
         served = ask.rate / max(1.0, prefilling)
         wait, busy = _prefill_wait(member, members, unit)
         if decoding >= 1:
@@ -179,7 +198,8 @@ class TurnUnits:
             delay, delayed = _room_wait(member, decoding)
             wait, busy = wait + delay, min(1.0, busy + delayed)
         slower = _prefill_factor(members, unit)
-        bases = [self.request_s + p * slower for p in member.prefills]
+        arrival = unit.cpu.unit.arrival_s * _crowding(members, unit)
+        bases = [arrival + p * slower for p in member.prefills]
         decode_s = member.decoding / done if done else 0.0
         held = Bytes(int(_held(member)))
         return MemberOutcome(
@@ -212,13 +232,43 @@ def _prefill_factor(members: Sequence[_Member], unit: _Unit) -> float:
     """On a prefill, by what is likely to run beside it; one server has nothing beside."""
     if unit.servers == 1:
         return 1.0
+    crowding = _crowding(members, unit)
     idle = 1.0
     for member in members:
         idle *= 1 - member.activity
     prefill = min(1.0, unit.prefilling / unit.servers)
     beside_prefill = unit.factors.prefill_factor(decoding=True, prefilling=True) - 1
     beside_decode = unit.factors.prefill_factor(decoding=True) - 1
-    return 1 + prefill * beside_prefill + (1 - prefill) * (1 - idle) * beside_decode
+    return crowding * (1 + prefill * beside_prefill + (1 - prefill) * (1 - idle) * beside_decode)
+
+
+def _crowding(members: Sequence[_Member], unit: _Unit) -> float:
+    """How many times as long a prefill, or a request's arrival, takes beside all decodes."""
+    return sum(likely * chance * unit.crowd(1 + len(steps) + k)
+               for likely, steps in _crowds(members)
+               for k, chance in _held_servers(unit))  # fmt: skip
+
+
+def _steps_per_token(member: _Member) -> float:
+    return member.activity / member.decoding if len(member.chances) and member.decoding else 1.0
+
+
+def _beside(members: Sequence[_Member], cost: UnitCost) -> float:
+    """Cores that arrivals and the client take on average."""
+    client = cost.client
+    return sum(
+        m.ask.rate * (cost.arrival_s + client.step_s + client.token_s
+                      + m.output * client.of_token(_steps_per_token(m)))
+        for m in members)  # fmt: skip
+
+
+def _scheduling(members: Sequence[_Member], cost: UnitCost) -> float:
+    """Part of the time that the scheduler's process runs, were it never interrupted."""
+    work = cost.scheduler
+    return sum(
+        m.ask.rate * (work.request_s + work.of_step(1)
+                      + m.output * work.of_token(_steps_per_token(m)))
+        for m in members)  # fmt: skip
 
 
 def _prefilling(members: Sequence[_Member], unit: _Unit) -> float:
@@ -268,9 +318,10 @@ def _waits(
 ) -> Floats:
     """Seconds between two tokens of the member, by batch."""
     speed = np.zeros_like(member.steps)
+    steps = member.steps + _scheduler_wait(unit)
     for k, chance in held:
         free = unit.servers - k
-        if not free:
+        if not free and not unit.shares_cores:
             continue
         for likely, others in crowds:
             factor = 1.0
@@ -278,12 +329,20 @@ def _waits(
                 factor = unit.factors.decode_factor(1.0)
             elif others and unit.servers > 1:
                 factor = unit.factors.decode_by_decode
-            turn = member.steps
-            if len(others) >= free:
+            turn = steps * unit.crowd(1 + len(others) + k)
+            if len(others) >= free and not unit.shares_cores:
                 # Nobody steps again before every other one has.
                 turn = np.maximum(turn, (turn + sum(others)) / free)
             speed += chance * likely / (turn * factor)
     return 1 / speed
+
+
+def _scheduler_wait(unit: _Unit) -> Floats:
+    """Seconds that a step's result waits for the scheduler, by batch: steps are much alike there,
+    so it finds half of one before it."""
+    use = min(MOST_HELD, unit.scheduling)
+    work = unit.cpu.unit.scheduler
+    return (work.step_s + BATCH * work.token_s) * use / 2 / (1 - use)
 
 
 def _batches(tokens_per_s: float, waits: Floats, most: int) -> Floats:
@@ -307,7 +366,7 @@ def _prefill_wait(member: _Member, members: Sequence[_Member], unit: _Unit) -> t
                 full += likely * chance
                 rest += likely * chance * sum(steps) / len(steps)
     # The first of so many steps that began at any moment ends, on average, so early.
-    rest /= 1 + unit.servers
+    rest *= unit.crowd(unit.servers) / (1 + unit.servers)
     most = unit.prefillers
     queue = held[most] * member.prefill_s / max(1 - MOST_HELD, most - unit.prefilling)
     queue = queue if most == unit.servers else 0.0

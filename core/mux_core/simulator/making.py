@@ -1,6 +1,6 @@
 """From a plan's units to units on the clock."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mux_core.costmodel.profile import Profile, profile_of
@@ -10,13 +10,14 @@ from mux_core.llm import Llm
 from mux_core.placement import Member, Unit
 from mux_core.planners.assembly import kind_of
 from mux_core.planning import PlacementProblem
+from mux_core.simulator.cores import Cores, CpuNode
 from mux_core.simulator.kv import kv_units, row_layout
 from mux_core.simulator.member import SimMember
 from mux_core.simulator.policy import PolicyFactory, Queue, UnitPolicy, UnitSetting
 from mux_core.simulator.settings import Settings
 from mux_core.simulator.times import StepTimes, step_times
 from mux_core.simulator.unit import Calendar, SimUnit
-from mux_core.units import ModelName
+from mux_core.units import ModelName, NodeName
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,15 +28,17 @@ class Maker:
     policy_factory: PolicyFactory
     settings: Settings
     calendar: Calendar
+    settle_at: Callable[[float, Cores], None]
     llms: dict[ModelName, Llm] = field(init=False)
     _profiles: dict[tuple[object, str], Profile] = field(default_factory=dict)
+    _nodes: dict[NodeName, CpuNode] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.llms = {llm.name: llm for llm in self.problem.llms}
 
     def unit(self, plan: Unit, now: float) -> SimUnit:
         """A unit with all of its members."""
-        unit = SimUnit(plan, calendar=self.calendar, interference=self.settings.interference)
+        unit = self._bare(plan)
         unit.members = tuple(self.member(plan, member) for member in plan.members)
         unit.total = unit.free = self.kv_units(plan)
         self.divide(unit.members, unit.total)
@@ -44,8 +47,19 @@ class Maker:
 
     def empty_unit(self, plan: Unit) -> SimUnit:
         """The unit before any of its members is there."""
-        return SimUnit(plan.with_members(()), calendar=self.calendar,
-                       interference=self.settings.interference)  # fmt: skip
+        return self._bare(plan.with_members(()))
+
+    def _bare(self, plan: Unit) -> SimUnit:
+        return SimUnit(plan, calendar=self.calendar, interference=self.settings.interference,
+                       node=self._node(plan.group.node))  # fmt: skip
+
+    def _node(self, name: NodeName) -> CpuNode | None:
+        """The cores that the units of a node share; None for GPUs."""
+        if self.settings.cpu is None:
+            return None
+        if name not in self._nodes:
+            self._nodes[name] = CpuNode(self.settings.cpu, self.settle_at)
+        return self._nodes[name]
 
     def policy(self, unit: SimUnit) -> UnitPolicy:
         """A policy for the members that the unit has now."""

@@ -60,7 +60,10 @@ class Host:
 
 
 class SimMember:
-    """Numbers and calendars of one replica; whoever changes them calls `changed`."""
+    """Numbers and calendars of one replica; whoever changes them calls `changed`.
+
+    `arriving`: requests on their way into the queue, which takes time on a CPU.
+    """
 
     def __init__(self, plan: Member, times: StepTimes, layout: RowLayout, view: Queue, *,
                  priority: int = 0) -> None:  # fmt: skip
@@ -76,6 +79,7 @@ class SimMember:
         self.crossing_rows = 0
         self.crossing_edges = 0
         self.floor = self.limit = self.quota = 0
+        self.arriving = 0
         self.held_since: float | None = None
         self.draining = False
         self.meter = Meter()
@@ -108,7 +112,7 @@ class SimMember:
 
     @property
     def is_empty(self) -> bool:
-        return not self.queue and not self.running
+        return not self.queue and not self.running and not self.arriving
 
     @property
     def used_rows(self) -> int:

@@ -11,14 +11,15 @@ Modelled
 * Step times: the LLM's profile at its share, by batch and mean length; beyond the measured lengths
   and batches linear from the last two measured ones. Beside others a step is slowed as the
   estimator assumes (`mux_core.costmodel.interference`), settled once, when it is granted.
+* With `Settings.cpu`: cores that steps, scheduler and client of a node share (`cores`).
 * KV in rows on one account per unit, sized as the estimator does; preempted requests are computed
   again.
 * With `Settings.replan`: rates as the operator measures them, plans taken up on the way, engines
   that load, drain and free their memory (`moving`).
 
 Not modelled
-* Time between a step's end and the next grant, HTTP, tokenizers, cancelled requests, crashes,
-  prefix caches, moves of running requests, free units in pieces too small for a row, attention of
+* Time between a step's end and the next grant and HTTP (but on a CPU), tokenizers, cancelled
+  requests, crashes, prefix caches, moves of running requests, free units in pieces too small for a row, attention of
   a prompt's later parts to its earlier ones where it goes over several steps, a queue's bound
   (`max_queue` sets one).
 
@@ -37,6 +38,7 @@ from mux_core.placement import Placement
 from mux_core.planning import PlacementProblem
 from mux_core.simulator.arrivals import Arrival
 from mux_core.simulator.audit import audit_flow, audit_little, audit_unit
+from mux_core.simulator.cores import Cores
 from mux_core.simulator.logs import LlmLog, member_log
 from mux_core.simulator.making import Maker
 from mux_core.simulator.member import SimMember, Visit
@@ -92,11 +94,11 @@ class Run:
         self._touched: dict[UnitId, SimUnit] = {}
         self._calendar = Calendar(
             end_at=self._end_at, rebalance_at=self._rebalance_at, ask_at=self._ask_at,
-            first_token=self._first_token, finished=self._finished,
+            first_token=self._first_token, finished=self._finished, touched=self._touch,
         )  # fmt: skip
         self.router = Router(endpoints(placement))
         self._maker = Maker(problem=problem, policy_factory=policy_factory, settings=settings,
-                            calendar=self._calendar)  # fmt: skip
+                            calendar=self._calendar, settle_at=self._settle_at)  # fmt: skip
         self.units = {unit.id: self._maker.unit(unit, 0.0) for unit in placement.units
                       if unit.members}  # fmt: skip
         self._count_gpus(0.0)
@@ -191,7 +193,7 @@ class Run:
             self.router.done(target, model)
             self.logs[model].reject(visit.index, self.now)
             return
-        unit.submit(model, visit)
+        unit.submit(model, visit, self.now)
         self._touched[target] = unit
 
     # Planning again
@@ -279,6 +281,16 @@ class Run:
 
         self.at(at, ask)
 
+    def _settle_at(self, at: float, cores: Cores) -> None:
+        def settle(now: float) -> None:
+            if cores.due == at:
+                cores.settle(now)
+
+        self.at(at, settle)
+
+    def _touch(self, unit: SimUnit) -> None:
+        self._touched[unit.plan.id] = unit
+
     def _first_token(self, member: SimMember, visit: Visit, now: float) -> None:
         self.logs[member.model].first[visit.index] = now
 
@@ -328,7 +340,7 @@ class Run:
             arrived=sum(len(log.arrived) for log in self.logs.values()),
             served=sum(log.served for log in self.logs.values()),
             rejected=sum(len(log.turned_away) for log in self.logs.values()),
-            inside=sum(len(member.queue) + member.running for member in members)
+            inside=sum(len(m.queue) + m.running + m.arriving for m in members)
             + sum(map(len, self._held.values())),
         )
         return {f"{what} {name}": value for name, law in laws.items()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
+from mux_core.costmodel.profile_set import CpuWork
 from mux_core.costmodel.table import StepTable
 from mux_core.errors import SpecError
 from mux_core.simulator.kv import KvRule, estimated_kv
@@ -16,7 +17,7 @@ class Settings:
     """What a run is asked. Times in seconds of the virtual clock.
 
     The clock stops at `warmup` + `seconds`; figures are of the `seconds`. `interference` None: no
-    step slows another. `kv`: how much KV a unit has. `unit_bytes`: size of a head unit;
+    step slows another. `cpu`: the cores that all steps of a node share, where it is a CPU. `kv`: how much KV a unit has. `unit_bytes`: size of a head unit;
     `block_tokens`: tokens per row of LLMs known by their profile alone. `guaranteed`: part of the
     KV the plan guarantees a member that nobody may borrow. `max_queue`: waiting requests per
     replica beyond which one is rejected (None: no bound). `tables`: measured profiles beside the
@@ -28,6 +29,7 @@ class Settings:
     seconds: float = 600.0
     warmup: float = 60.0
     interference: Interference | None = DEFAULT_INTERFERENCE
+    cpu: CpuWork | None = None
     kv: KvRule = estimated_kv
     unit_bytes: int = 8192
     block_tokens: int = 32

@@ -15,6 +15,7 @@ from mux_core.engine import Phase
 from mux_core.errors import InvariantError
 from mux_core.placement import Share, Unit
 from mux_core.quota import ADAPT_AFTER_HOLD_S, ADAPT_EVERY_S, URGENT_AFTER_S
+from mux_core.simulator.cores import CpuNode
 from mux_core.simulator.engine import Step
 from mux_core.simulator.member import Host, Meter, SimMember, Visit
 from mux_core.simulator.policy import Decision, Happening, UnitPolicy
@@ -38,27 +39,30 @@ class Flight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calendar:
-    """What a unit asks of the clock's keeper. `finished`: a request gave its last token."""
+    """What a unit asks of the clock's keeper. `finished`: a request gave its last token;
+    `touched`: the unit's rounds are due at this moment."""
 
     end_at: Callable[[float, "SimUnit", Flight], None]
     rebalance_at: Callable[[float, "SimUnit"], None]
     ask_at: Callable[[float, "SimUnit"], None]
     first_token: Callable[[SimMember, Visit, float], None]
     finished: Callable[["SimUnit", SimMember, Visit, float], None]
+    touched: Callable[["SimUnit"], None]
 
 
 class SimUnit:
     """Members on one account of `total` head units, under one policy.
 
     `plan` names all that hold memory here, `members` those that serve. `claimed`: units kept back
-    for weights to come. `woken`: a round is due at this very moment. `rebalance_due`, `ask_due`:
+    for weights to come. On a CPU steps take what the `node` says. `woken`: a round is due at this very moment. `rebalance_due`, `ask_due`:
     when the policy is to be asked for quotas, for a round; other dates in the calendar are void.
     """
 
     policy: UnitPolicy
 
     def __init__(
-        self, plan: Unit, *, interference: Interference | None, calendar: Calendar
+        self, plan: Unit, *, interference: Interference | None, calendar: Calendar,
+        node: CpuNode | None = None,
     ) -> None:  # fmt: skip
         self.plan = plan
         self.members: tuple[SimMember, ...] = ()
@@ -74,6 +78,7 @@ class SimUnit:
         self._by_model: dict[str, SimMember] = {}
         self._interference = interference
         self._calendar = calendar
+        self._node = node
         self._turn = Turn()
         self.limits = Limits()
 
@@ -116,9 +121,21 @@ class SimUnit:
             return False
         return visit.prompt + visit.output <= self.kv_tokens(model)
 
-    def submit(self, model: str, visit: Visit) -> None:
-        self._by_model[model].enqueue(visit)
-        self.woken = True
+    def submit(self, model: str, visit: Visit, now: float) -> None:
+        member = self._by_model[model]
+        if self._node is None:
+            member.enqueue(visit)
+            self.woken = True
+            return
+
+        def arrive(_: float) -> None:
+            member.arriving -= 1
+            member.enqueue(visit)
+            self.woken = True
+            self._calendar.touched(self)
+
+        member.arriving += 1
+        self._node.arrive(now, arrive)
 
     def rounds(self, now: float) -> None:
         """Rounds until nothing more follows at this moment."""
@@ -175,8 +192,19 @@ class SimUnit:
         self.free -= grant.rows * row_units
         self._fly(grant, +1)
         member.changed()
-        flight = Flight(member, grant.phase, grant, now, batch)
-        self._calendar.end_at(now + seconds, self, flight)
+        self._run(Flight(member, grant.phase, grant, now, batch), seconds)
+
+    def _run(self, flight: Flight, seconds: float) -> None:
+        if self._node is None:
+            self._calendar.end_at(flight.begin + seconds, self, flight)
+            return
+
+        def end(now: float) -> None:
+            self.end(flight, now)
+            self._calendar.touched(self)
+
+        self._node.step(flight.begin, seconds, flight.batch, end,
+                        threads=self._node.threads(flight.grant.percent))  # fmt: skip
 
     def _move_in(self, member: SimMember, host: Host, grant: GrantDecision) -> tuple[int, float]:
         """The step's requests take their seats; how many run, and for how long."""
@@ -195,7 +223,6 @@ class SimUnit:
             return 0, 0.0
         seconds = member.times.prefill_s(len(plan), sum(tokens for _, tokens, _ in plan))
         if self._interference is not None:
-            seconds *= self._interference.crowd_factor(sum(self.flying.values()) + 1)
             seconds *= self._interference.prefill_factor(
                 decoding=self.flying[Phase.DECODE] > 0, prefilling=self.flying[Phase.PREFILL] > 0
             )
@@ -215,7 +242,6 @@ class SimUnit:
         if self._interference is None:
             return batch, seconds
         host.bus = member.times.bus(context, seconds)
-        seconds *= self._interference.crowd_factor(sum(self.flying.values()) + 1)
         if self.flying[Phase.DECODE]:
             seconds *= self._interference.bus_stretch(self.bus + host.bus)
         return batch, seconds * self._interference.decode_factor(self.flying[Phase.PREFILL])

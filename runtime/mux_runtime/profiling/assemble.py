@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from mux_core.costmodel.profile_set import MadeOn, ModelProfile, PairTimes, ProfileSet, UnitCost
+from mux_core.costmodel.profile_set import (
+    MadeOn,
+    ModelProfile,
+    PairTimes,
+    ProfileSet,
+    UnitCost,
+    Work,
+)
 from mux_core.costmodel.table import StepRow, step_table
 from mux_core.llm import ModelGeometry
 from mux_runtime.profiling.journal import Value
@@ -24,7 +31,7 @@ def assemble(
     )  # fmt: skip
     unit = next((found[p.key] for p in points if p.kind is Kind.UNIT and p.key in found), None)
     return ProfileSet(gpu=gpu, made=made, models=models, pairs=pairs, left_out=tuple(left_out),
-                      unit=None if unit is None else UnitCost(**unit))  # fmt: skip
+                      unit=None if unit is None else _unit(unit))  # fmt: skip
 
 
 def _model(
@@ -49,6 +56,11 @@ def _model(
     return ModelProfile(name=name, geometry=geometry, table=step_table(name, gpu, rows),
                         grant_s=once.get(Kind.GRANT, 0.0), handoff_s=once.get(Kind.HANDOFF, 0.0),
                         host_bytes=int(once.get(Kind.MEMORY, 0)))  # fmt: skip
+
+
+def _unit(value: Value) -> UnitCost:
+    plain = {name: value[name] for name in ("step_s", "token_s", "request_s")}
+    return UnitCost(**plain, scheduler=Work(**value["scheduler"]), client=Work(**value["client"]))
 
 
 def _two(values: Sequence[float]) -> tuple[float, float]:

@@ -20,6 +20,7 @@ STEP_TOKENS: Final = 2048
 PAIR_CONTEXT: Final = 256
 PAIR_BATCH: Final = 4
 PAIR_PROMPT: Final = 128
+PASSES: Final = 3
 GPU_PERCENTS: Final = tuple(range(10, 101, 10))
 
 
@@ -114,7 +115,7 @@ def make_grid(
         points += _pairs(subjects, half[-1])
     else:
         left_out.append("pairs: one core, two steps never run at once")
-    return Grid(points=tuple(points), passes=2, left_out=tuple(left_out))
+    return Grid(points=tuple(points), passes=PASSES, left_out=tuple(left_out))
 
 
 def _steps(

@@ -19,12 +19,14 @@ from statistics import median
 from typing import Final
 
 import aiohttp
+from scipy.optimize import nnls
 
-from mux_core.costmodel.profile_set import UnitCost
+from mux_core.costmodel.profile_set import UnitCost, Work
 from mux_core.errors import PeerError
 from mux_core.unitspec import Device, MemberSpec, UnitSpec, to_json
 from mux_runtime.profiling.client import open_session, stream
 from mux_runtime.supervisor.children import Child, Children
+from mux_runtime.supervisor.main import BRAIN
 
 HOST: Final = "127.0.0.1"
 MODEL: Final = "probe"
@@ -34,6 +36,8 @@ BATCHES: Final = (1, 8)
 OUTPUTS: Final = 60
 PROMPT: Final = 16
 ROUNDS: Final = 5
+LOADS: Final = ((1, OUTPUTS, 8), (8, OUTPUTS, 5), (8, 3, 24))
+"""(streams at once, tokens of each, rounds): long ones alone and together, and short ones."""
 CONTEXT: Final = PROMPT + OUTPUTS // 2
 """Mean context of the streams, for the engine's own time of such a step."""
 
@@ -58,15 +62,17 @@ async def unit_cost(
     folder: Path, model: Path, percent: int, engine: EngineTimes
 ) -> UnitCost:  # fmt: skip
     """Runs the probe's streams in a unit and takes the engine's share off. `folder` exists."""
-    async with _unit(folder, model, percent) as url:
-        await _streams(url, 1)
-        one, many = [await _median_streams(url, batch) for batch in BATCHES]
+    async with _unit(folder, model, percent) as unit:
+        await _streams(unit.url, 1)
+        one, many = [await _median_streams(unit.url, batch) for batch in BATCHES]
+        scheduler, client = await _work(unit)
     few, lots = BATCHES
     beyond = [max(0.0, s.tpot_s - own)
               for s, own in zip((one, many), engine.decode_s, strict=True)]  # fmt: skip
     token = max(0.0, (beyond[1] - beyond[0]) / (lots - few))
     return UnitCost(step_s=max(0.0, beyond[0] - token), token_s=token,
-                    request_s=max(0.0, one.ttft_s - engine.prefill_s))  # fmt: skip
+                    request_s=max(0.0, one.ttft_s - engine.prefill_s),
+                    scheduler=scheduler, client=client)  # fmt: skip
 
 
 async def _median_streams(url: str, batch: int) -> Streams:
@@ -74,22 +80,47 @@ async def _median_streams(url: str, batch: int) -> Streams:
     return Streams(tpot_s=median(r.tpot_s for r in runs), ttft_s=median(r.ttft_s for r in runs))
 
 
-async def _streams(url: str, batch: int) -> Streams:
+async def _work(unit: "_Unit") -> tuple[Work, Work]:
+    """What scheduler and client run, from loads of which each has more of another thing."""
+    done: list[tuple[int, int, int]] = []
+    ran: list[tuple[float, float]] = []
+    for batch, outputs, rounds in LOADS:
+        scheduler, client = core_seconds(unit.scheduler), time.process_time()
+        for _ in range(rounds):
+            await _streams(unit.url, batch, outputs)
+        ran.append((core_seconds(unit.scheduler) - scheduler, time.process_time() - client))
+        done.append((rounds * outputs, rounds * batch * outputs, rounds * batch))
+    return tuple(  # type: ignore[return-value]
+        Work(**dict(zip(("step_s", "token_s", "request_s"), map(float, nnls(done, seconds)[0]),
+                        strict=True)))
+        for seconds in zip(*ran, strict=True)
+    )  # fmt: skip
+
+
+async def _streams(url: str, batch: int, outputs: int = OUTPUTS) -> Streams:
     async with open_session() as session:
         prompt = list(range(10, 10 + PROMPT))
         found = await asyncio.gather(
-            *(stream(session, url, MODEL, prompt, OUTPUTS) for _ in range(batch))
+            *(stream(session, url, MODEL, prompt, outputs) for _ in range(batch))
         )
     for marks in found:
         if not marks.whole:
             raise PeerError(f"probe unit: {marks.error}")
-    return Streams(tpot_s=median((m.last - m.first) / (OUTPUTS - 1) for m in found),
+    return Streams(tpot_s=median((m.last - m.first) / (outputs - 1) for m in found),
                    ttft_s=min(m.first - m.sent for m in found))  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unit:
+    """A unit that serves: where, and the pid of its scheduler's process."""
+
+    url: str
+    scheduler: int
+
+
 @asynccontextmanager
-async def _unit(folder: Path, model: Path, percent: int) -> AsyncIterator[str]:
-    """A unit that serves the probe; its URL."""
+async def _unit(folder: Path, model: Path, percent: int) -> AsyncIterator[_Unit]:
+    """A unit that serves the probe."""
     spec = UnitSpec(unit="profile", pool="profile", namespace="profile", generation=1,
                     incarnation=1, device=Device.CPU, gpus=1, memory_bytes=MEMORY,
                     members=(MemberSpec(model=MODEL, served_name=MODEL, path=str(model),
@@ -108,12 +139,29 @@ async def _unit(folder: Path, model: Path, percent: int) -> AsyncIterator[str]:
     try:
         url = f"http://{HOST}:{http}"
         await _until_ready(url, children, child)
-        yield url
+        yield _Unit(url=url, scheduler=_scheduler_of(child.pid))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGTERM)
         child.process.wait()
         children.reap()
+
+
+def _scheduler_of(supervisor: int) -> int:
+    """The child in which a unit's scheduler and front run."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parent = stat.read_text().rpartition(")")[2].split()[1]
+            words = (stat.parent / "cmdline").read_bytes().split(b"\0")
+            if int(parent) == supervisor and BRAIN.encode() in words:
+                return int(stat.parent.name)
+    raise PeerError(f"probe unit: no child of process {supervisor} is its scheduler")
+
+
+def core_seconds(pid: int) -> float:
+    """Seconds that a process ran on a core, its threads together."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 async def _until_ready(url: str, children: Children, child: Child) -> None:

@@ -169,8 +169,8 @@ class TorchEngine:
 
     def _run(self, plan: StepPlan) -> tuple[Output, ...]:
         """Runs the chunks and samples for those that are complete."""
-        # One-token chunks are attended to together, so they come first whatever their phase.
-        chunks = sorted(plan.chunks, key=lambda chunk: chunk.tokens != 1)
+        # One-token chunks are attended to together, those of like lengths: they come first.
+        chunks = sorted(plan.chunks, key=lambda c: (c.tokens != 1, c.request.computed))
         if not chunks:
             return ()
         with torch.inference_mode():
