@@ -6,9 +6,10 @@
 
 Each run sends at least `--requests` requests per model inside its window, at 30, 60 and 90 % of the
 capacity that the estimator predicts. Client and unit share the cores of this machine. The same runs
-are held against three sets of costs:
+are held against these sets of costs:
 
-* measured: every model and every pair was profiled;
+* measured: every model and every pair was profiled; costs are of a machine as fast as this one was
+  during the run, by a yardstick that profile and run both timed ("as profiled": they are not);
 * pair unseen: the interference of one pair is left out, the other pairs stand for it;
 * model unseen: one model's steps and pairs are left out, it has a fit to the other two.
 
@@ -164,6 +165,8 @@ def make_variants(
     ):
         stage = make_stage(units, workload.llms, ProfileCatalog((profiles,)), rates)
         yield Variant(name, stage, width)
+        if profiles is whole:
+            yield Variant(f"{name}, as profiled", replace(stage, yardstick_s=0.0), width)
 
 
 def without_pair(profiles: ProfileSet, models: set[str]) -> ProfileSet:
@@ -194,7 +197,9 @@ def report(runs: Sequence[Mapping[str, Any]]) -> None:
     for run in runs:
         busy = next(iter(run["variants"].values()))["load_average"]
         failed = sum(run["errors"].values())
-        print(f"{run['part']:.0%}, seed {run['seed']}: load average {busy:.1f}, client "
+        slower = next(iter(run["variants"].values()))["slower"]
+        print(f"{run['part']:.0%}, seed {run['seed']}: {slower:.2f} times as slow as when "
+              f"profiled, load average {busy:.1f}, client "
               f"{run['lag_s'] * 1e3:.1f} ms late at most but for 1 %, {failed} failed")  # fmt: skip
 
 

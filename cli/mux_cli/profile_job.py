@@ -30,6 +30,7 @@ from mux_runtime.profiling.devices import cores, cpu_name, load_beside, require_
 from mux_runtime.profiling.journal import Journal
 from mux_runtime.profiling.random_weights import write_checkpoint
 from mux_runtime.profiling.run import Job, run, values
+from mux_runtime.profiling.yardstick import yardstick
 
 QUICK_S: Final = 95.0
 """No point is begun later than this after the start: with what is under way, two minutes."""
@@ -68,9 +69,9 @@ class ProfileJob:
                 print(f"goes on: {kept} measurements are there", file=sys.stderr)
             journal.note(f"{COMMIT}{made.commit}", 0, {})
             self._say_load()
-            left = self._measure(grid, journal)
+            left, yardstick_s = self._measure(grid, journal)
             found = values(journal, grid.points)
-            made = replace(made, commit=_commits(journal))
+            made = replace(made, commit=_commits(journal), yardstick_s=yardstick_s)
         finally:
             journal.close()
         return self._whole(assemble(
@@ -81,8 +82,9 @@ class ProfileJob:
         """The profile is written: its journal is not needed any more."""
         self._journal_path.unlink(missing_ok=True)
 
-    def _measure(self, grid: points.Grid, journal: Journal) -> tuple[str, ...]:
-        """Runs the hosts; what found no time."""
+    def _measure(self, grid: points.Grid, journal: Journal) -> tuple[tuple[str, ...], float]:
+        """Runs the hosts; what found no time, and the yardstick meanwhile (of the last run, where
+        several were needed)."""
         # Ours alone by the journal's lock; what a killed run left goes.
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(mode=0o700, parents=True)
@@ -94,7 +96,12 @@ class ProfileJob:
                 arena=self._arena, probe=self._probe(),
                 deadline=self._started + QUICK_S if self._args.quick else None,
             )  # fmt: skip
-            return asyncio.run(run(job, journal, progress))
+            if self._args.device != CPU:
+                return asyncio.run(run(job, journal, progress)), 0.0
+            with yardstick() as measured:
+                begun = time.monotonic()
+                left = asyncio.run(run(job, journal, progress))
+                return left, measured.mean(begun, time.monotonic())
         except KeyboardInterrupt:
             print(f"\nstopped; {self._journal_path} has what was measured, give the same command "
                   "again to go on", file=sys.stderr)  # fmt: skip

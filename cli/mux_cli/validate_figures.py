@@ -41,11 +41,13 @@ class Comparison:
     """The same load three times: what was predicted, what a simulation gave, what was seen.
 
     `load_average`: of the machine, at the end; more than its cores means that others ran too.
+    `slower`: times as long as when costs were measured that it took for a fixed piece of work.
     """
 
     load: float
     seed: int
     load_average: float
+    slower: float
     predicted: Mapping[ModelName, Figures]
     simulated: Mapping[ModelName, Figures]
     observed: Mapping[ModelName, Figures]

@@ -1,7 +1,7 @@
 """What running units are to the estimator and the simulator: their members, as they really run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mux_cli.validate_unit import RunningUnit
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
@@ -22,7 +22,8 @@ class Stage:
     """The running units as one placement of the manifests' models, each with its costs.
 
     `rates` are the manifests' or those of the command line. `cpu`: the cores that steps share,
-    None without a profile.
+    None without a profile. `yardstick_s`: what the yardstick took when costs were measured; 0 where
+    nobody knows.
     """
 
     problem: PlacementProblem
@@ -30,8 +31,15 @@ class Stage:
     costs: Costs
     interference: Interference
     cpu: CpuWork | None
+    yardstick_s: float
     unit_bytes: int
     rates: Mapping[ModelName, float]
+
+    def slowed(self, factor: float) -> "Stage":
+        """The same on a machine that takes so many times as long for everything."""
+        tables = {name: table.slowed(factor) for name, table in self.costs.tables.items()}
+        cpu = self.cpu and replace(self.cpu, unit=self.cpu.unit.slowed(factor))
+        return replace(self, costs=replace(self.costs, tables=tables), cpu=cpu)
 
     @property
     def sources(self) -> Mapping[ModelName, Source]:
@@ -68,6 +76,7 @@ def make_stage(
         costs=costs, rates=rates,
         interference=catalog.interference if catalog else DEFAULT_INTERFERENCE,
         cpu=catalog.cpu if catalog else None,
+        yardstick_s=catalog.profiles[0].made.yardstick_s if catalog else 0.0,
         unit_bytes=units[0].spec.unit_bytes,
     )  # fmt: skip
 

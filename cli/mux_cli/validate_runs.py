@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,6 +16,7 @@ from mux_core.simulator.arrivals import Arrival
 from mux_core.simulator.lengths import LengthShape
 from mux_core.simulator.workloads import arrivals, streams_of
 from mux_core.units import ModelName
+from mux_runtime.profiling.yardstick import yardstick
 
 TAIL_S: Final = 2.0
 """The load goes on past the window, so that its last requests are served under load as well."""
@@ -35,7 +37,8 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One load that was served. `lag_s`: how late its client was, at the 99th percentile."""
+    """One load that was served. `lag_s`: how late its client was, at the 99th percentile;
+    `yardstick_s`: mean of the yardstick in the window."""
 
     load: float
     seed: int
@@ -45,6 +48,7 @@ class Run:
     errors: Mapping[str, int]
     lag_s: float
     load_average: float
+    yardstick_s: float
 
 
 def serve_load(
@@ -53,23 +57,37 @@ def serve_load(
     """Sends the load and waits for its answers."""
     asked = draw_arrivals(stage, load, seed, window)
     watch = KvWatch(units=units)
-    seen = asyncio.run(_drive(units, asked, watch, seed))
     begin, end = window.warmup, window.end
+    with yardstick() as measured:
+        began = time.monotonic()
+        seen = asyncio.run(_drive(units, asked, watch, seed))
+        yardstick_s = measured.mean(began + begin, began + end)
     observed = {
         model: figures_of(log, begin=begin, end=end, kv=watch.mean(model, begin, end))
         for model, log in seen.requests.items()
     }
     return Run(load=load, seed=seed, window=window, asked=asked, observed=observed,
-               errors=seen.errors, lag_s=seen.lag_s, load_average=load_average())  # fmt: skip
+               errors=seen.errors, lag_s=seen.lag_s, load_average=load_average(),
+               yardstick_s=yardstick_s)  # fmt: skip
 
 
 def compare(stage: Stage, run: Run) -> Comparison:
-    """What the estimator says of the load, and the simulator of its very arrivals."""
+    """What the estimator says of the load, and the simulator of its very arrivals; both for a
+    machine as fast as this one was meanwhile."""
+    slower = slowness(stage, run)
+    stage = stage.slowed(slower)
     return Comparison(
         load=run.load, seed=run.seed, observed=run.observed, load_average=run.load_average,
+        slower=slower,
         predicted=predicted(stage, run.load, run.window.shape, tuple(run.observed)),
         simulated=simulated(stage, run.asked, begin=run.window.warmup, end=run.window.end),
     )  # fmt: skip
+
+
+def slowness(stage: Stage, run: Run) -> float:
+    """How many times as long this machine took as when the costs were measured; 1 if unknown."""
+    known = stage.yardstick_s and run.yardstick_s
+    return run.yardstick_s / stage.yardstick_s if known else 1.0
 
 
 def draw_arrivals(stage: Stage, load: float, seed: int, window: Window) -> tuple[Arrival, ...]:

@@ -46,7 +46,8 @@ def _heading(found: Comparison) -> str:
     offered = sum(figures.offered for figures in found.observed.values())
     return (f"load {found.load:.3f} of the rates, seed {found.seed}: {offered:.2f} requests/s; "
             "client and units on the same cores, load average "
-            f"{found.load_average:.1f}")  # fmt: skip
+            f"{found.load_average:.1f}; the machine took {found.slower:.2f} times as long as when "
+            "its costs were measured, predictions are for that")  # fmt: skip
 
 
 def _cells(
@@ -70,6 +71,7 @@ def comparison_document(found: Comparison, stage: Stage) -> dict[str, Any]:
     """What `-o json` prints, a line per run."""
     return {
         "load": found.load, "seed": found.seed, "load_average": found.load_average,
+        "slower": found.slower,
         "client": "on the same cores",
         "models": {
             model: {"costs": str(stage.sources[model]), "observed": asdict(seen),

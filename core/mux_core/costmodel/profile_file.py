@@ -54,7 +54,8 @@ def dump_profiles(profiles: ProfileSet) -> str:
         "models": [_model_document(model) for model in profiles.models],
         "unit": None if unit is None else {
             **_work_document(unit), "scheduler": _work_document(unit.scheduler),
-            "client": _work_document(unit.client)},
+            "client": _work_document(unit.client), "crowded_ms": unit.crowded_s * 1000,
+            "crowded_part": unit.crowded_part},
         "pairs": [
             {"sides": [asdict(side) for side in pair.sides],
              "alone_ms": [s * 1000 for s in pair.alone_s],
@@ -121,7 +122,8 @@ def load_profiles(text: str, *, subject: str) -> ProfileSet:
             models=tuple(_model(found, gpu, subject) for found in document["models"]),
             unit=None if unit is None else UnitCost(
                 **_work(unit), scheduler=Work(**_work(unit["scheduler"])),
-                client=Work(**_work(unit["client"]))),
+                client=Work(**_work(unit["client"])), crowded_s=unit["crowded_ms"] / 1000,
+                crowded_part=unit["crowded_part"]),
             pairs=tuple(_pair(found) for found in document["pairs"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:

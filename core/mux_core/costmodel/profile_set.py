@@ -22,13 +22,18 @@ ENGINE_PATHS: Final[Mapping[str, str]] = MappingProxyType(
 """How this release's engine computes, by kind of device; a profile is of one such path."""
 
 
+CROWD: Final = 3
+"""Hosts that run together when it is measured what a crowd costs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MadeOn:
     """Where and by what a profile was measured; it counts as measured for that alone.
 
     `device` names the machine's processor or GPU, `path` the engine and its attention kernels.
     `load`: processes of others that wanted a core when it began; above the number of cores the
-    figures are of a busy machine.
+    figures are of a busy machine. `yardstick_s`: what a fixed piece of work took meanwhile; 0 where
+    that was not timed.
     """
 
     device: str
@@ -39,6 +44,7 @@ class MadeOn:
     at: str
     quick: bool = False
     load: float = 0.0
+    yardstick_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +63,10 @@ class Work:
         """Seconds for a token of which so many steps, or what part of one, are made."""
         return steps * self.step_s + self.token_s
 
+    def slowed(self, factor: float) -> "Work":
+        return Work(step_s=self.step_s * factor, token_s=self.token_s * factor,
+                    request_s=self.request_s * factor)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitCost:
@@ -64,7 +74,9 @@ class UnitCost:
 
     Scheduler, front, wire and client are in it, as a client of an idle unit sees it: `request_s`
     is what a request waits beyond its prefill step. `scheduler` and `client` are what these two
-    processes run meanwhile; on a CPU they do that on the cores of the engines.
+    processes run meanwhile; on a CPU they do that on the cores of the engines. There a step also
+    takes longer where other hosts ran since its last one, as its caches are cold: by `crowded_s`
+    and by `crowded_part` of its own time where `CROWD` hosts take turns.
     """
 
     step_s: float = 0.0
@@ -72,11 +84,24 @@ class UnitCost:
     request_s: float = 0.0
     scheduler: Work = field(default_factory=Work)
     client: Work = field(default_factory=Work)
+    crowded_s: float = 0.0
+    crowded_part: float = 0.0
+
+    def crowded(self, seconds: float, others: float) -> float:
+        """Seconds that a step takes more where so many other hosts stepped since the last one, but
+        for sharing cores with them."""
+        return (self.crowded_s + self.crowded_part * seconds) * min(1.0, others / (CROWD - 1))
 
     @property
     def arrival_s(self) -> float:
         """What a request waits before its prefill step and beyond what stands between steps."""
         return max(0.0, self.request_s - self.step_s - self.token_s)
+
+    def slowed(self, factor: float) -> "UnitCost":
+        return UnitCost(step_s=self.step_s * factor, token_s=self.token_s * factor,
+                        request_s=self.request_s * factor, scheduler=self.scheduler.slowed(factor),
+                        client=self.client.slowed(factor), crowded_s=self.crowded_s * factor,
+                        crowded_part=self.crowded_part)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from mux_core.costmodel.interference import Interference
 from mux_core.costmodel.measured_pairs import PairInterference
 from mux_core.costmodel.profile import Profile, profile_of
-from mux_core.costmodel.profile_set import CpuWork, UnitCost
+from mux_core.costmodel.profile_set import CpuWork, UnitCost, threads_of
 from mux_core.costmodel.table import StepTable
 from mux_core.engine import kv_geometry
 from mux_core.estimator.memory import fixed_bytes, kv_per_token, room_bytes
@@ -96,8 +96,8 @@ class _Member:
 class _Unit:
     """What members share: servers, how many of them prefills can and do hold, factors on steps.
 
-    `shares_cores`: more steps may start than there are cores. `beside`: cores taken by what runs
-    beside steps. `scheduling`: part of the time that the scheduler's process runs.
+    `slots`: steps that may run at once, on so many `threads` each. `beside`: cores taken by what
+    runs beside steps. `scheduling`: part of the time that the scheduler's process runs.
     """
 
     servers: int
@@ -105,15 +105,23 @@ class _Unit:
     prefilling: float
     factors: PairInterference
     cpu: CpuWork
-    shares_cores: bool
+    slots: int
+    threads: int
     beside: float = 0.0
     scheduling: float = 0.0
 
+    @property
+    def shares_cores(self) -> bool:
+        return self.slots > self.cpu.cores
+
     def crowd(self, running: int) -> float:
-        """How many times as long anything takes while so many steps run."""
-        if not self.shares_cores:
-            running = min(running, self.servers)
-        return max(1.0, (running + self.beside) / self.cpu.cores)
+        """How many times as long anything takes while so many steps run, or would."""
+        return max(1.0, (min(running, self.slots) * self.threads + self.beside) / self.cpu.cores)
+
+    def crowded(self, steps: Floats, others: int) -> Floats:
+        """Seconds that steps take more while so many other hosts run beside them."""
+        none, one = (self.cpu.unit.crowded(own, others) for own in (0.0, 1.0))
+        return none + steps * (one - none)
 
 
 @dataclass(slots=True)
@@ -168,7 +176,7 @@ class TurnUnits:
             member.busy_step = float(member.steps[0])
         unit = _Unit(servers=servers, prefillers=min(servers, len(members)), prefilling=0.0,
                      factors=_pair_factors(self.interference), cpu=cpu,
-                     shares_cores=slots > cpu.cores)  # fmt: skip
+                     slots=slots, threads=threads_of(narrowest, cpu.cores))  # fmt: skip
         for _ in range(ROUNDS):
             unit = replace(unit, beside=_beside(members, cpu.unit),
                            scheduling=_scheduling(members, cpu.unit))  # fmt: skip
@@ -199,7 +207,7 @@ class TurnUnits:
             wait, busy = wait + delay, min(1.0, busy + delayed)
         slower = _prefill_factor(members, unit)
         arrival = unit.cpu.unit.arrival_s * _crowding(members, unit)
-        bases = [arrival + p * slower for p in member.prefills]
+        bases = [arrival + (p + _cold(p, members, unit)) * slower for p in member.prefills]
         decode_s = member.decoding / done if done else 0.0
         held = Bytes(int(_held(member)))
         return MemberOutcome(
@@ -273,7 +281,13 @@ def _scheduling(members: Sequence[_Member], cost: UnitCost) -> float:
 
 def _prefilling(members: Sequence[_Member], unit: _Unit) -> float:
     """Servers that prefills hold on average."""
-    return sum(m.ask.rate * m.prefill_s for m in members) * _prefill_factor(members, unit)
+    asked = sum(m.ask.rate * (m.prefill_s + _cold(m.prefill_s, members, unit)) for m in members)
+    return asked * _prefill_factor(members, unit)
+
+
+def _cold(prefill_s: float, members: Sequence[_Member], unit: _Unit) -> float:
+    """Seconds that a prefill takes more because decode hosts stepped since its host did."""
+    return unit.cpu.unit.crowded(prefill_s, sum(m.activity for m in members))
 
 
 def _held_servers(unit: _Unit) -> Iterator[tuple[int, float]]:
@@ -318,7 +332,7 @@ def _waits(
 ) -> Floats:
     """Seconds between two tokens of the member, by batch."""
     speed = np.zeros_like(member.steps)
-    steps = member.steps + _scheduler_wait(unit)
+    own, wait = member.steps, _scheduler_wait(unit)
     for k, chance in held:
         free = unit.servers - k
         if not free and not unit.shares_cores:
@@ -329,10 +343,13 @@ def _waits(
                 factor = unit.factors.decode_factor(1.0)
             elif others and unit.servers > 1:
                 factor = unit.factors.decode_by_decode
-            turn = steps * unit.crowd(1 + len(others) + k)
+            beside, longer = len(others) + k, unit.crowd(1 + len(others) + k)
+            turn = (own + wait + unit.crowded(own, beside)) * longer
             if len(others) >= free and not unit.shares_cores:
                 # Nobody steps again before every other one has.
-                turn = np.maximum(turn, (turn + sum(others)) / free)
+                rest = np.array(others)
+                rest = (rest + unit.crowded(rest, beside)) * longer
+                turn = np.maximum(turn, (turn + rest.sum()) / free)
             speed += chance * likely / (turn * factor)
     return 1 / speed
 
@@ -364,7 +381,9 @@ def _prefill_wait(member: _Member, members: Sequence[_Member], unit: _Unit) -> t
         for k, chance in held.items():
             if steps and len(steps) + k >= unit.servers:
                 full += likely * chance
-                rest += likely * chance * sum(steps) / len(steps)
+                running = np.array(steps)
+                running += unit.crowded(running, len(steps) - 1 + k)
+                rest += likely * chance * float(running.mean())
     # The first of so many steps that began at any moment ends, on average, so early.
     rest *= unit.crowd(unit.servers) / (1 + unit.servers)
     most = unit.prefillers

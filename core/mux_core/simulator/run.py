@@ -19,9 +19,9 @@ Modelled
 
 Not modelled
 * Time between a step's end and the next grant and HTTP (but on a CPU), tokenizers, cancelled
-  requests, crashes, prefix caches, moves of running requests, free units in pieces too small for a row, attention of
-  a prompt's later parts to its earlier ones where it goes over several steps, a queue's bound
-  (`max_queue` sets one).
+  requests, crashes, prefix caches, moves of running requests, free units in pieces too small for a
+  row, attention of a prompt's later parts to its earlier ones where it goes over several steps, a
+  queue's bound (`max_queue` sets one).
 
 Events of one moment are handled in the order in which they were put down; then each unit they
 touched holds its rounds. The same arguments give the same record in any process.

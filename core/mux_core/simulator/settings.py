@@ -17,13 +17,13 @@ class Settings:
     """What a run is asked. Times in seconds of the virtual clock.
 
     The clock stops at `warmup` + `seconds`; figures are of the `seconds`. `interference` None: no
-    step slows another. `cpu`: the cores that all steps of a node share, where it is a CPU. `kv`: how much KV a unit has. `unit_bytes`: size of a head unit;
-    `block_tokens`: tokens per row of LLMs known by their profile alone. `guaranteed`: part of the
-    KV the plan guarantees a member that nobody may borrow. `max_queue`: waiting requests per
-    replica beyond which one is rejected (None: no bound). `tables`: measured profiles beside the
-    shipped. `spans_s`: how much of the window the timeline covers. `check`: assert the books at
-    every event. `replan`: plan again during the run. `on_progress` hears the clock now and then;
-    `stop` ends the run early.
+    step slows another. `cpu`: the cores that all steps of a node share, where it is a CPU. `kv`:
+    how much KV a unit has. `unit_bytes`: size of a head unit; `block_tokens`: tokens per row of
+    LLMs known by their profile alone. `guaranteed`: part of the KV the plan guarantees a member
+    that nobody may borrow. `max_queue`: waiting requests per replica beyond which one is rejected
+    (None: no bound). `tables`: measured profiles beside the shipped. `spans_s`: how much of the
+    window the timeline covers. `check`: assert the books at every event. `replan`: plan again
+    during the run. `on_progress` hears the clock now and then; `stop` ends the run early.
     """
 
     seconds: float = 600.0

@@ -54,8 +54,9 @@ class SimUnit:
     """Members on one account of `total` head units, under one policy.
 
     `plan` names all that hold memory here, `members` those that serve. `claimed`: units kept back
-    for weights to come. On a CPU steps take what the `node` says. `woken`: a round is due at this very moment. `rebalance_due`, `ask_due`:
-    when the policy is to be asked for quotas, for a round; other dates in the calendar are void.
+    for weights to come. On a CPU steps take what the `node` says. `woken`: a round is due at this
+    very moment. `rebalance_due`, `ask_due`: when the policy is to be asked for quotas, for a round;
+    other dates in the calendar are void.
     """
 
     policy: UnitPolicy
@@ -203,7 +204,8 @@ class SimUnit:
             self.end(flight, now)
             self._calendar.touched(self)
 
-        self._node.step(flight.begin, seconds, flight.batch, end,
+        host = self.plan.id, flight.member.model, flight.phase
+        self._node.step(flight.begin, host, seconds, flight.batch, end,
                         threads=self._node.threads(flight.grant.percent))  # fmt: skip
 
     def _move_in(self, member: SimMember, host: Host, grant: GrantDecision) -> tuple[int, float]:

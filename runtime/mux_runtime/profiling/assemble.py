@@ -59,8 +59,8 @@ def _model(
 
 
 def _unit(value: Value) -> UnitCost:
-    plain = {name: value[name] for name in ("step_s", "token_s", "request_s")}
-    return UnitCost(**plain, scheduler=Work(**value["scheduler"]), client=Work(**value["client"]))
+    works = {who: Work(**value[who]) for who in ("scheduler", "client")}
+    return UnitCost(**{**value, **works})
 
 
 def _two(values: Sequence[float]) -> tuple[float, float]:

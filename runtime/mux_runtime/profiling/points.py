@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from mux_core.costmodel.profile_set import PairStep, percent_of
+from mux_core.costmodel.profile_set import CROWD, PairStep, percent_of
 from mux_core.engine import Phase
 
 QUICK_BATCHES: Final = (1, 2, 4, 8, 16, 32)
@@ -110,7 +110,7 @@ def make_grid(
         points += _steps(subject, used, quick=quick, most_batch=most_batch, left_out=left_out)
     half = [share for share in used if 2 * share <= 100]
     if unit:
-        points.append(Point(kind=Kind.UNIT, percent=half[-1] if half else 100))
+        points.append(Point(kind=Kind.UNIT, percent=100 // CROWD))
     if half:
         points += _pairs(subjects, half[-1])
     else:

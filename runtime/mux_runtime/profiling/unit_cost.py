@@ -11,9 +11,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -21,16 +21,18 @@ from typing import Final
 import aiohttp
 from scipy.optimize import nnls
 
-from mux_core.costmodel.profile_set import UnitCost, Work
+from mux_core.costmodel.profile_set import CROWD, CpuWork, UnitCost, Work
 from mux_core.errors import PeerError
+from mux_core.simulator.cores import together_s
 from mux_core.unitspec import Device, MemberSpec, UnitSpec, to_json
 from mux_runtime.profiling.client import open_session, stream
+from mux_runtime.profiling.devices import cores
 from mux_runtime.supervisor.children import Child, Children
 from mux_runtime.supervisor.main import BRAIN
 
 HOST: Final = "127.0.0.1"
-MODEL: Final = "probe"
-MEMORY: Final = 256 << 20
+MODELS: Final = tuple(f"probe-{number}" for number in range(CROWD))
+MEMORY: Final = CROWD * (256 << 20)
 READY_S: Final = 180.0
 BATCHES: Final = (1, 8)
 OUTPUTS: Final = 60
@@ -63,16 +65,46 @@ async def unit_cost(
 ) -> UnitCost:  # fmt: skip
     """Runs the probe's streams in a unit and takes the engine's share off. `folder` exists."""
     async with _unit(folder, model, percent) as unit:
-        await _streams(unit.url, 1)
+        await _streams(unit.url, 1, models=MODELS)
         one, many = [await _median_streams(unit.url, batch) for batch in BATCHES]
         scheduler, client = await _work(unit)
+        crowds = [await _crowd(unit.url, batch) for batch in BATCHES]
     few, lots = BATCHES
     beyond = [max(0.0, s.tpot_s - own)
               for s, own in zip((one, many), engine.decode_s, strict=True)]  # fmt: skip
     token = max(0.0, (beyond[1] - beyond[0]) / (lots - few))
-    return UnitCost(step_s=max(0.0, beyond[0] - token), token_s=token,
+    cost = UnitCost(step_s=max(0.0, beyond[0] - token), token_s=token,
                     request_s=max(0.0, one.ttft_s - engine.prefill_s),
                     scheduler=scheduler, client=client)  # fmt: skip
+    return crowded(CpuWork(cores=cores(), unit=cost), percent,
+                   dict(zip(BATCHES, crowds, strict=True)))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crowd:
+    """Seconds between tokens with streams of one model, and of `CROWD` models at once."""
+
+    alone_s: float
+    together_s: float
+
+
+def crowded(work: CpuWork, percent: int, crowds: Mapping[int, Crowd]) -> UnitCost:
+    """The unit's cost, with what a crowd costs beyond its sharing the cores; `crowds` by batch."""
+    shared = {batch: together_s(work, found.alone_s, batch, percent=percent, hosts=CROWD)
+              for batch, found in crowds.items()}  # fmt: skip
+    more = [max(0.0, found.alone_s * (found.together_s / shared[batch] - 1))
+            for batch, found in crowds.items()]  # fmt: skip
+    (fixed, part), _ = nnls([(1.0, found.alone_s) for found in crowds.values()], more)
+    return replace(work.unit, crowded_s=float(fixed), crowded_part=float(part))
+
+
+async def _crowd(url: str, batch: int) -> Crowd:
+    """In turn, so that a machine that is slower for a while is so for both."""
+    alone, slower = [], []
+    for _ in range(2 * ROUNDS):
+        alone.append((await _streams(url, batch)).tpot_s)
+        slower.append((await _streams(url, batch, models=MODELS)).tpot_s / alone[-1])
+    return Crowd(alone_s=median(alone), together_s=median(alone) * median(slower))
 
 
 async def _median_streams(url: str, batch: int) -> Streams:
@@ -97,11 +129,18 @@ async def _work(unit: "_Unit") -> tuple[Work, Work]:
     )  # fmt: skip
 
 
-async def _streams(url: str, batch: int, outputs: int = OUTPUTS) -> Streams:
+async def _streams(
+    url: str, batch: int, outputs: int = OUTPUTS, *, models: Sequence[str] = MODELS[:1]
+) -> Streams:
+    """So many streams of each model at once."""
     async with open_session() as session:
         prompt = list(range(10, 10 + PROMPT))
         found = await asyncio.gather(
-            *(stream(session, url, MODEL, prompt, outputs) for _ in range(batch))
+            *(
+                stream(session, url, model, prompt, outputs)
+                for model in models
+                for _ in range(batch)
+            )
         )
     for marks in found:
         if not marks.whole:
@@ -123,9 +162,10 @@ async def _unit(folder: Path, model: Path, percent: int) -> AsyncIterator[_Unit]
     """A unit that serves the probe."""
     spec = UnitSpec(unit="profile", pool="profile", namespace="profile", generation=1,
                     incarnation=1, device=Device.CPU, gpus=1, memory_bytes=MEMORY,
-                    members=(MemberSpec(model=MODEL, served_name=MODEL, path=str(model),
-                                        prefill_percent=percent, decode_percent=percent),)
-                    )  # fmt: skip
+                    members=tuple(
+                        MemberSpec(model=name, served_name=name, path=str(model),
+                                   prefill_percent=percent, decode_percent=percent)
+                        for name in MODELS))  # fmt: skip
     file = folder / "spec.json"
     file.write_text(to_json(spec))
     http, internal, metrics, control = _free_ports(4)
@@ -173,7 +213,8 @@ async def _until_ready(url: str, children: Children, child: Child) -> None:
                 raise PeerError(f"probe unit ended: {child.tail()}")
             with contextlib.suppress(aiohttp.ClientError):
                 async with session.get(f"{url}/v1/models") as answer:
-                    if any(m["id"] == MODEL for m in (await answer.json()).get("data", ())):
+                    listed = {model["id"] for model in (await answer.json()).get("data", ())}
+                    if listed.issuperset(MODELS):
                         return
             await asyncio.sleep(0.1)
     raise PeerError(f"probe unit: not ready after {READY_S:.0f} s: {child.tail()}")

@@ -143,8 +143,7 @@ def test_a_profiled_cpu_is_predicted_by_turns() -> None:
     plan = planned(asked, profile_set())
     catalog = ProfileCatalog((profile_set(),))
     found = choose_costs(asked.llms, asked.nodes, catalog, {})
-    turns = TurnUnits(tables=found.tables, interference=catalog.interference,
-                      request_s=catalog.request_s)  # fmt: skip
+    turns = TurnUnits(tables=found.tables, interference=catalog.interference, cpu=catalog.cpu)
     said = predict(replace(asked, llms=found.llms), plan.proposed, turns)
     ours = plan.prediction.models[ModelName("a")]
     assert replace(ours, costs="") == said.models[ModelName("a")]

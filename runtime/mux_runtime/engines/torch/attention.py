@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mux_runtime.engines.torch.paging import Lengths, PagedKv, lengths_of
 
-
 PADDING: Final = 512 << 10
 """Bytes of K and V by which a layer's decodes may be padded to be attended to in one call."""
 

@@ -1,0 +1,63 @@
+"""How fast this machine is meanwhile, by a fixed piece of work that is timed now and then.
+
+Virtual machines share their processors with others and may be half as fast again for minutes. A
+profile notes how long the work took beside its measurements, a comparison how long it took beside
+its load; by their ratio all else there is slower.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Final
+
+from mux_core.errors import PeerError
+
+PROGRAM: Final = "mux_runtime.engines.torch.yardstick"
+STARTS_WITHIN_S: Final = 120.0
+_LOOK_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What a process that takes samples has said: moments of `time.monotonic`, and seconds."""
+
+    said: IO[str]
+
+    def samples(self) -> list[tuple[float, float]]:
+        self.said.seek(0)
+        lines = [line.split() for line in self.said if line.endswith("\n")]
+        return [(float(at), float(took)) for at, took in lines]
+
+    def mean(self, begin: float, end: float) -> float:
+        """Mean seconds of the work between two moments; 0 where it was not timed."""
+        found = [took for at, took in self.samples() if begin <= at < end]
+        return sum(found) / len(found) if found else 0.0
+
+
+@contextmanager
+def yardstick() -> Iterator[Yardstick]:
+    """Samples from a first one on, taken by a process of their own. PeerError: none came."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([sys.executable, "-m", PROGRAM], stdin=subprocess.PIPE,
+                                   stdout=said)  # fmt: skip
+        assert process.stdin is not None
+        try:
+            found = Yardstick(said)
+            _await_sample(process, found)
+            yield found
+        finally:
+            process.stdin.close()
+            process.wait()
+
+
+def _await_sample(process: subprocess.Popen[bytes], found: Yardstick) -> None:
+    deadline = time.monotonic() + STARTS_WITHIN_S
+    while not found.samples():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise PeerError(f"yardstick: no sample within {STARTS_WITHIN_S:.0f} s; its process "
+                            f"has exit code {process.poll()}")  # fmt: skip
+        time.sleep(_LOOK_S)
