@@ -1,5 +1,6 @@
 """Decodes of unlike lengths: attended to in groups, with the same tokens however grouped."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,7 +39,12 @@ def test_groups_cover_all_in_order_and_none_is_padded_more_than_allowed(
 def test_tokens_are_the_same_however_decodes_are_grouped(
     models: dict[str, KnownModel], name: str, padding: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def of_ascending(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
+        assert list(lengths) == sorted(lengths)
+        return list(groups(lengths, most))
+
     monkeypatch.setattr(attention, "PADDING", padding)
+    monkeypatch.setattr(attention, "groups", of_ascending)
     world = World()
     driver = world.drive(torch_host(models[name], world), name)
     asked = {str(n): models[name].sure_prompt(n, 12) for n in (40, 3, 17, 4, 29)}

@@ -41,7 +41,8 @@ class Yardstick:
 @contextmanager
 def yardstick() -> Iterator[Yardstick]:
     """Samples from a first one on, taken by a process of their own. PeerError: none came."""
-    with tempfile.TemporaryFile("w+") as said:
+    # Appended to, whatever place its readers left it at.
+    with tempfile.TemporaryFile("a+") as said:
         process = subprocess.Popen([sys.executable, "-m", PROGRAM], stdin=subprocess.PIPE,
                                    stdout=said)  # fmt: skip
         assert process.stdin is not None
