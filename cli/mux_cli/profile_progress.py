@@ -19,7 +19,7 @@ class Progress:
         if not self._terminal and now - self._said < EVERY_S:
             return
         self._said = now
-        left = "" if left_s == float("inf") else f", {left_s:.0f} s left"
+        left = "" if left_s == float("inf") else f", at most {left_s:.0f} s left"
         end = "\x1b[K\r" if self._terminal else "\n"
         print(f"{part:4.0%}{left}: {what}", end=end, file=sys.stderr, flush=True)
 

@@ -41,13 +41,14 @@ class Comparison:
     """The same load three times: what was predicted, what a simulation gave, what was seen.
 
     `load_average`: of the machine, at the end; more than its cores means that others ran too.
-    `slower`: times as long as when costs were measured that it took for a fixed piece of work.
+    `slower`: times as long as when costs were measured that it took for a fixed piece of work;
+    None where that was not timed.
     """
 
     load: float
     seed: int
     load_average: float
-    slower: float
+    slower: float | None
     predicted: Mapping[ModelName, Figures]
     simulated: Mapping[ModelName, Figures]
     observed: Mapping[ModelName, Figures]

@@ -1,7 +1,7 @@
 """What running units are to the estimator and the simulator: their members, as they really run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mux_cli.validate_unit import RunningUnit
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
@@ -34,12 +34,6 @@ class Stage:
     yardstick_s: float
     unit_bytes: int
     rates: Mapping[ModelName, float]
-
-    def slowed(self, factor: float) -> "Stage":
-        """The same on a machine that takes so many times as long for everything."""
-        tables = {name: table.slowed(factor) for name, table in self.costs.tables.items()}
-        cpu = self.cpu and replace(self.cpu, unit=self.cpu.unit.slowed(factor))
-        return replace(self, costs=replace(self.costs, tables=tables), cpu=cpu)
 
     @property
     def sources(self) -> Mapping[ModelName, Source]:

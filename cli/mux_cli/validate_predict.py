@@ -9,7 +9,8 @@ from mux_cli.validate_figures import Figures, figures_of, predicted_figures
 from mux_cli.validate_models import Stage
 from mux_cli.validate_unit import SAMPLE_S
 from mux_core.estimator.memory import fixed_bytes, room_bytes
-from mux_core.estimator.turns import Lengths, TurnUnits
+from mux_core.estimator.turn_member import Lengths
+from mux_core.estimator.turns import TurnUnits
 from mux_core.simulator.adbs_policy import adbs
 from mux_core.simulator.arrivals import Arrival
 from mux_core.simulator.lengths import LengthShape

@@ -72,22 +72,23 @@ def serve_load(
 
 
 def compare(stage: Stage, run: Run) -> Comparison:
-    """What the estimator says of the load, and the simulator of its very arrivals; both for a
-    machine as fast as this one was meanwhile."""
-    slower = slowness(stage, run)
-    stage = stage.slowed(slower)
+    """What the estimator says of the load, and the simulator of its very arrivals."""
     return Comparison(
         load=run.load, seed=run.seed, observed=run.observed, load_average=run.load_average,
-        slower=slower,
+        slower=slowness(stage, run),
         predicted=predicted(stage, run.load, run.window.shape, tuple(run.observed)),
         simulated=simulated(stage, run.asked, begin=run.window.warmup, end=run.window.end),
     )  # fmt: skip
 
 
-def slowness(stage: Stage, run: Run) -> float:
-    """How many times as long this machine took as when the costs were measured; 1 if unknown."""
+def slowness(stage: Stage, run: Run) -> float | None:
+    """How many times as long as when the costs were measured the yardstick took; None if unknown.
+
+    Costs are not multiplied by it: beside a load it may be faster than beside a profile, where
+    cores are half idle, and engines are not.
+    """
     known = stage.yardstick_s and run.yardstick_s
-    return run.yardstick_s / stage.yardstick_s if known else 1.0
+    return run.yardstick_s / stage.yardstick_s if known else None
 
 
 def draw_arrivals(stage: Stage, load: float, seed: int, window: Window) -> tuple[Arrival, ...]:

@@ -44,10 +44,13 @@ def print_comparison(found: Comparison, stage: Stage, console: Console) -> None:
 
 def _heading(found: Comparison) -> str:
     offered = sum(figures.offered for figures in found.observed.values())
+    slower = ""
+    if found.slower is not None:
+        slower = (f"; a fixed piece of work took {found.slower:.2f} times as long as beside the "
+                  "profile")  # fmt: skip
     return (f"load {found.load:.3f} of the rates, seed {found.seed}: {offered:.2f} requests/s; "
             "client and units on the same cores, load average "
-            f"{found.load_average:.1f}; the machine took {found.slower:.2f} times as long as when "
-            "its costs were measured, predictions are for that")  # fmt: skip
+            f"{found.load_average:.1f}{slower}")  # fmt: skip
 
 
 def _cells(

@@ -19,10 +19,11 @@ WINDOW = Window(warmup=5, seconds=40, shape=LengthShape.FIXED)
 NODE = GpuNode(name=NodeName("n"), gpus=1, memory=Bytes(512 << 20), gpu="cpu")
 HALF = Share(prefill=Percent(50), decode=Percent(50))
 SMALL = Share(prefill=Percent(50), decode=Percent(30))
+UNLIKE = tuple(Share(prefill=Percent(50), decode=Percent(p)) for p in (50, 20, 30))
 WHOLE = Share(prefill=Percent(100), decode=Percent(100))
 
 
-def stage(rates, *, share=HALF, layers=(4, 2, 4), prompt=32, output=48):
+def stage(rates, *, share=HALF, shares=None, layers=(4, 2, 4), prompt=32, output=48):
     llms = [
         Llm(name=ModelName(name), weight_bytes=Bytes(1 << 20), geometry=shape(layers=depth),
             demand=Demand(rate=rate, prompt_tokens=prompt, output_tokens=output))
@@ -34,7 +35,8 @@ def stage(rates, *, share=HALF, layers=(4, 2, 4), prompt=32, output=48):
         id=UnitId("u"),
         group=GpuGroup(node=NODE.name, gpus=(0,)),
         members=tuple(
-            Member(model=llm.name, replica=0, tensor=1, share=share, kv=kv) for llm in llms
+            Member(model=llm.name, replica=0, tensor=1, share=own, kv=kv)
+            for llm, own in zip(llms, shares or [share] * len(llms), strict=True)
         ),
     )
     return Stage(
@@ -70,6 +72,18 @@ def test_a_half_full_unit_is_estimated_as_it_plays(rates, share):
         assert relative_error(said[model].ttft.p99, played[model].ttft.p99) == pytest.approx(
             0, abs=0.4)  # fmt: skip
         assert relative_error(said[model].kv, played[model].kv) == pytest.approx(0, abs=0.25)
+
+
+@pytest.mark.parametrize("part", [0.5, 0.75])
+def test_members_of_unlike_shares_that_all_fit_are_estimated_as_they_play(part):
+    """Prefills that need what small shares hold make all of them wait for one another."""
+    rates = {"a": 1.0, "b": 1.0, "c": 1.0}
+    said, played = both(stage(rates, shares=UNLIKE), part)
+    for model in rates:
+        assert relative_error(said[model].tpot.mean, played[model].tpot.mean) == pytest.approx(
+            0, abs=0.2)  # fmt: skip
+        assert relative_error(said[model].ttft.mean, played[model].ttft.mean) == pytest.approx(
+            0, abs=0.2)  # fmt: skip
 
 
 def test_beyond_its_capacity_a_unit_is_said_to_be_full():
@@ -108,15 +122,3 @@ def test_factors_of_pairs_are_means_over_what_was_measured():
 def test_without_pairs_nothing_slows_anything():
     found = pair_interference(())
     assert found.decode_factor(1.0) == found.prefill_factor(decoding=True) == 1.0
-
-
-def test_a_machine_twice_as_slow_is_predicted_so():
-    """At hardly any load everything takes twice as long, and half as much can be carried."""
-    found = stage({"a": 1.0, "b": 0.5})
-    slow = found.slowed(2.0)
-    most = capacity(found, WINDOW.shape)
-    assert capacity(slow, WINDOW.shape) == pytest.approx(most / 2, rel=0.02)
-    (fast, slower) = (predicted(one, 0.01 * most, WINDOW.shape, (ModelName("a"),))[ModelName("a")]
-                      for one in (found, slow))  # fmt: skip
-    assert slower.tpot.mean / fast.tpot.mean == pytest.approx(2, rel=0.05)
-    assert slower.ttft.mean / fast.ttft.mean == pytest.approx(2, rel=0.05)

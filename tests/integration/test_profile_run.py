@@ -44,7 +44,7 @@ def job(tiny: Path, folder: Path, grid: Grid) -> Job:
 async def test_hosts_are_measured_point_by_point_and_each_point_once(tiny, tmp_path):
     subject = Subject(name="tiny", max_model_len=96, kv_tokens=1000)
     whole = make_grid([subject], (50,), quick=True, unit=False, most_batch=4)
-    grid = Grid(points=whole.points, passes=1, left_out=())
+    grid = Grid(points=whole.points, passes=1, most_passes=1, once=frozenset(), left_out=())
     journal = Journal.open(tmp_path / "p.journal", {})
     told = []
     (tmp_path / "run").mkdir()

@@ -63,10 +63,6 @@ class Work:
         """Seconds for a token of which so many steps, or what part of one, are made."""
         return steps * self.step_s + self.token_s
 
-    def slowed(self, factor: float) -> "Work":
-        return Work(step_s=self.step_s * factor, token_s=self.token_s * factor,
-                    request_s=self.request_s * factor)  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitCost:
@@ -96,12 +92,6 @@ class UnitCost:
     def arrival_s(self) -> float:
         """What a request waits before its prefill step and beyond what stands between steps."""
         return max(0.0, self.request_s - self.step_s - self.token_s)
-
-    def slowed(self, factor: float) -> "UnitCost":
-        return UnitCost(step_s=self.step_s * factor, token_s=self.token_s * factor,
-                        request_s=self.request_s * factor, scheduler=self.scheduler.slowed(factor),
-                        client=self.client.slowed(factor), crowded_s=self.crowded_s * factor,
-                        crowded_part=self.crowded_part)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

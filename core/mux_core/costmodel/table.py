@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from io import StringIO
 from types import MappingProxyType
@@ -24,11 +24,6 @@ class StepRow:
     tokens: int
     prefill_s: float | None
     decode_s: float | None
-
-    def slowed(self, factor: float) -> "StepRow":
-        prefill = None if self.prefill_s is None else self.prefill_s * factor
-        decode = None if self.decode_s is None else self.decode_s * factor
-        return replace(self, prefill_s=prefill, decode_s=decode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +50,6 @@ class StepTable:
                 f"measured degrees: {self.tensors}"
             )
         return found
-
-    def slowed(self, factor: float) -> "StepTable":
-        """Every step so many times as long."""
-        return replace(self, cells={
-            key: tuple(row.slowed(factor) for row in cell) for key, cell in self.cells.items()
-        })  # fmt: skip
 
 
 def step_table(model: str, gpu: str, rows: Iterable[StepRow]) -> StepTable:

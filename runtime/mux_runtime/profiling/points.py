@@ -21,6 +21,7 @@ PAIR_CONTEXT: Final = 256
 PAIR_BATCH: Final = 4
 PAIR_PROMPT: Final = 128
 PASSES: Final = 3
+MOST_PASSES: Final = 7
 GPU_PERCENTS: Final = tuple(range(10, 101, 10))
 
 
@@ -73,10 +74,14 @@ def _side(side: PairStep) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """The points of a run in the order they are measured, once per pass."""
+    """The points of a run in the order they are measured, once per pass; what is not settled
+    after `passes` is visited again, up to `most_passes` times. Kinds in `once` are measured in the
+    first pass alone."""
 
     points: tuple[Point, ...]
     passes: int
+    most_passes: int
+    once: frozenset[Kind]
     left_out: tuple[str, ...]
 
 
@@ -115,7 +120,10 @@ def make_grid(
         points += _pairs(subjects, half[-1])
     else:
         left_out.append("pairs: one core, two steps never run at once")
-    return Grid(points=tuple(points), passes=PASSES, left_out=tuple(left_out))
+    # Both sides of a pair are timed before, beside and after the other: one visit says most of it.
+    once = frozenset({Kind.UNIT, Kind.PAIR} if quick else {Kind.UNIT})
+    return Grid(points=tuple(points), passes=PASSES, most_passes=MOST_PASSES, once=once,
+                left_out=tuple(left_out))  # fmt: skip
 
 
 def _steps(

@@ -1,12 +1,14 @@
 """A profile from its first host to its last point: what was measured before is not measured again.
 
-Every point is visited in three passes with everything else between them, and the middle time
+Every point is visited in some passes with everything else between them, and the middle time
 counts: a shared machine is faster and slower for a while, and what is predicted is the usual.
+Points whose passes still differ are visited more often, as time allows.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -22,6 +24,8 @@ from mux_runtime.profiling.unit_cost import BATCHES, CONTEXT, PROMPT, EngineTime
 PROBE: Final = "(probe)"
 OPEN_HOSTS: Final = 8
 """More are not kept open: each holds the memory of its back-end."""
+SETTLED: Final = 0.05
+"""Part of a point's middle time by which the passes next to it may differ together."""
 
 Told = Callable[[str, float, float], None]
 """What is measured now, the part of the work that is done, and seconds left."""
@@ -54,22 +58,46 @@ async def run(job: Job, journal: Journal, told: Told) -> tuple[str, ...]:
                    partition=partition) as bench,
     ):  # fmt: skip
         hosts = _Hosts(bench=bench, models={**job.models, PROBE: job.probe})
-        clock = _Clock(job.grid, journal)
-        for turn in range(job.grid.passes):
-            skipped = 0
-            for point in job.grid.points:
-                if (point.key, turn) in journal.found or (turn and point.kind is Kind.UNIT):
-                    continue
-                if job.deadline is not None and time.monotonic() > job.deadline:
-                    skipped += 1
-                    continue
-                told(point.key, *clock.standing())
+        clock = _Clock(job.deadline)
+        for turn in range(job.grid.most_passes):
+            missing = due(job.grid, journal, turn)
+            for at, point in enumerate(missing):
+                if clock.over:
+                    if turn < job.grid.passes:
+                        left.append(f"{len(missing) - at} of {len(job.grid.points)} points of pass "
+                                    f"{turn + 1} (no time left)")  # fmt: skip
+                    break
+                told(point.key, *clock.standing(_most_left(job.grid, missing[at:], turn)))
                 journal.note(point.key, turn, await _measure(point, hosts, job))
                 clock.done(point)
-            if skipped:
-                left.append(f"{skipped} of {len(job.grid.points)} points of pass {turn + 1} "
-                            "(no time left)")  # fmt: skip
     return tuple(left)
+
+
+def due(grid: Grid, journal: Journal, turn: int) -> list[Point]:
+    """What a pass has to measure: what an earlier run did not, and what is not settled yet."""
+    found = [
+        point
+        for point in grid.points
+        if (point.key, turn) not in journal.found and not (turn and point.kind in grid.once)
+    ]
+    if turn < grid.passes:
+        return found
+    return [point for point in found if not settled(_passes(journal, point))]
+
+
+def _most_left(grid: Grid, missing: Sequence[Point], turn: int) -> float:
+    """The guessed cost of what may still be measured, should nothing settle."""
+    again = sum(point.cost for point in grid.points if point.kind not in grid.once)
+    return sum(point.cost for point in missing) + (grid.most_passes - turn - 1) * again
+
+
+def settled(passes: Sequence[Value]) -> bool:
+    """Whether a point's middle time would hardly change with another pass."""
+    sizes = sorted(map(_size, passes))
+    middle = (len(sizes) - 1) // 2
+    if len(sizes) < 3:
+        return False
+    return sizes[middle + 1] - sizes[middle - 1] <= SETTLED * sizes[middle]
 
 
 @dataclass(slots=True)
@@ -98,20 +126,25 @@ class _Hosts:
 class _Clock:
     """How far a run is, by the guessed cost of its points and the time the done ones took."""
 
-    def __init__(self, grid: Grid, journal: Journal) -> None:
-        missing = [point for turn in range(grid.passes) for point in grid.points
-                   if (point.key, turn) not in journal.found]  # fmt: skip
-        self._left = self._all = sum(point.cost for point in missing)
+    def __init__(self, deadline: float | None) -> None:
+        self._deadline = inf if deadline is None else deadline
+        self._done = 0.0
         self._began = time.monotonic()
 
-    def done(self, point: Point) -> None:
-        self._left -= point.cost
+    @property
+    def over(self) -> bool:
+        return time.monotonic() > self._deadline
 
-    def standing(self) -> tuple[float, float]:
-        """(part done, seconds left)."""
-        part = 1 - self._left / self._all
-        spent = time.monotonic() - self._began
-        return part, spent / part * (1 - part) if part > 0 else float("inf")
+    def done(self, point: Point) -> None:
+        self._done += point.cost
+
+    def standing(self, cost_left: float) -> tuple[float, float]:
+        """(part done, seconds left at most)."""
+        now = time.monotonic()
+        spent = now - self._began
+        left = spent / self._done * cost_left if self._done else inf
+        left = min(left, self._deadline - now)
+        return spent / (spent + left), left
 
 
 async def _measure(point: Point, hosts: _Hosts, job: Job) -> Value:
@@ -169,10 +202,15 @@ def values(journal: Journal, points: Sequence[Point]) -> dict[str, Value]:
     of two passes the smaller."""
     found: dict[str, Value] = {}
     for point in points:
-        passes = [value for (key, _), value in sorted(journal.found.items()) if key == point.key]
+        passes = _passes(journal, point)
         if passes:
             found[point.key] = sorted(passes, key=_size)[(len(passes) - 1) // 2]
     return found
+
+
+def _passes(journal: Journal, point: Point) -> list[Value]:
+    """What each pass found, in their order."""
+    return [value for (key, _), value in sorted(journal.found.items()) if key == point.key]
 
 
 def _size(value: Value) -> float:
