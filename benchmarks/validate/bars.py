@@ -196,9 +196,9 @@ def report(runs: Sequence[Mapping[str, Any]]) -> None:
         busy = next(iter(run["variants"].values()))["load_average"]
         failed = sum(run["errors"].values())
         slower = next(iter(run["variants"].values()))["slower"]
-        print(f"{run['part']:.0%}, seed {run['seed']}: yardstick x{slower:.2f} of the profile's, "
-              f"load average {busy:.1f}, client "
-              f"{run['lag_s'] * 1e3:.1f} ms late at most but for 1 %, {failed} failed")  # fmt: skip
+        told = "not timed" if slower is None else f"x{slower:.2f} of the profile's"
+        print(f"{run['part']:.0%}, seed {run['seed']}: yardstick {told}, load average "
+              f"{busy:.1f}, client {run['lag_s'] * 1e3:.1f} ms late at most but for 1 %, {failed} failed")  # fmt: skip
 
 
 def rows(

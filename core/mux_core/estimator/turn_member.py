@@ -72,9 +72,9 @@ class TurnMember:
         return float(BATCH @ self.chances[1:])
 
     @property
-    def tokens_per_s(self) -> float:
-        """What it decodes, as its requests share its steps."""
-        return float(self.chances[1:] @ (BATCH / self.waits))
+    def tokens_per_s(self) -> Floats:
+        """What it decodes, by batch; requests share a step equally."""
+        return self.chances[1:] * BATCH / self.waits
 
     @property
     def steps_per_token(self) -> float:
@@ -98,21 +98,22 @@ class TurnMember:
     @property
     def wait_tail(self) -> float:
         """The wait that all but `TAIL` of tokens have."""
-        passed = np.cumsum(BATCH * self.chances[1:])
+        passed = np.cumsum(self.tokens_per_s)
         if not passed[-1]:
             return float(self.waits[0])
         at = int(np.searchsorted(passed, (1 - TAIL) * passed[-1]))
         return float(self.waits[min(at, MOST_BATCH - 1)])
 
-    def wait(self, waits: Floats) -> None:
-        """Takes over waits by batch: how often each batch is met follows from them, halfway."""
+    def take(self, waits: Floats) -> None:
+        """Takes over waits by batch: how often each batch is met follows from them. `busy` goes
+        halfway there."""
         self.waits = waits
         self._count()
         met = self.chances[1:]
         self.busy_step = float(met @ self.steps / met.sum() if met.sum() else self.steps[0])
         self.busy = (self.busy + 1 - float(self.chances[0])) / 2
 
-    def bound(self, most: int) -> None:
+    def limit(self, most: int) -> None:
         """No more than so many requests decode; waits stay as they are."""
         self.most = most
         self._count()

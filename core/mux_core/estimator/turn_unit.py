@@ -12,7 +12,7 @@ Both move each other: the rounds go on until what each member does stands still.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import accumulate, product
 from math import exp
 
 import numpy as np
@@ -24,8 +24,7 @@ from mux_core.estimator.turn_member import BATCH, Floats, TurnMember
 ROUNDS = 60
 STILL = 1e-4
 EXACT_MEMBERS = 5
-"""Up to so many members, every set of decoding ones is looked at; beyond, the likeliest alone."""
-LEAST_SPEED = 1e-9
+"""Up to so many members, every set of decoding ones is looked at; beyond, the busiest alone."""
 MOST_HELD = 0.98
 """Prefills never take all of the time: decodes that they passed over get their turn."""
 
@@ -38,7 +37,8 @@ class TurnUnit:
     """What members share: percents, which prefills take first; cores; factors on steps.
 
     `prefillers` of `prefill_percent` each may run at once. The rest are means over time:
-    `prefilling`: prefills that run, each taking `slower` times as long as alone; `room_s`: what a
+    `prefilling`: prefills that would run were there no limit, each taking `slower` times as long
+    as alone; `room_s`: what a
     prefill waits for percents, `roomless`: the chance that it does; `beside`: cores taken by what
     runs beside steps; `crowding`: times as long that takes for all that runs; `scheduling`: part
     of the time that the scheduler's process runs.
@@ -74,19 +74,19 @@ class TurnUnit:
         meanwhile.
         """
         runs_s = sum(map(self.prefill_s, member.prefills)) / len(member.prefills)
-        held = dict(_held(self))[self.prefillers]
+        full = dict(_prefills_running(self))[self.prefillers]
         queue = 0.0
-        if self.prefillers == 100 // self.prefill_percent:
-            queue = held * runs_s / max(1 - MOST_HELD, self.prefillers - self.prefilling)
+        if self.prefillers < len(self.members):
+            queue = full * runs_s / max(1 - MOST_HELD, self.prefillers - self.prefilling)
         own = min(0.99, member.ask.rate * runs_s)
         square = sum(p * p for p in member.prefills) / len(member.prefills) / member.prefill_s**2
         rest = own * runs_s * square / 2
-        chance = min(1.0, self.roomless + own + (held if queue else 0.0))
+        chance = min(1.0, self.roomless + own + (full if queue else 0.0))
         return (self.room_s + queue + rest) / (1 - own), chance
 
     def free(self, prefills: int) -> int:
         """Percents left for decodes while so many prefills run."""
-        return 100 - prefills * self.prefill_percent
+        return max(0, 100 - prefills * self.prefill_percent)
 
     def threads(self, percent: int) -> int:
         return threads_of(percent, self.cpu.cores)
@@ -107,15 +107,14 @@ def settled(
     members: Sequence[TurnMember], factors: PairInterference, cpu: CpuWork
 ) -> TurnUnit:  # fmt: skip
     """The unit at the fixed point; its members are settled with it."""
-    percent = _prefill_percent(members)
-    unit = TurnUnit(members=members, prefill_percent=percent, factors=factors, cpu=cpu,
-                    prefillers=max(1, min(100 // percent, len(members))))  # fmt: skip
+    unit = TurnUnit(members=members, prefill_percent=_prefill_percent(members),
+                    prefillers=_prefillers(members), factors=factors, cpu=cpu)  # fmt: skip
     for _ in range(ROUNDS):
         unit = _loaded(unit)
         moved = 0.0
         for member in members:
             before = member.busy
-            member.wait(_waits(member, [m for m in members if m is not member], unit))
+            member.take(_waits(member, [m for m in members if m is not member], unit))
             moved = max(moved, abs(member.busy - before))
         if moved < STILL:
             break
@@ -127,6 +126,12 @@ def _prefill_percent(members: Sequence[TurnMember]) -> int:
     weights = [max(1e-9, m.ask.rate * m.prefill_s) for m in members]
     mean = sum(w * m.share.prefill for w, m in zip(weights, members, strict=True)) / sum(weights)
     return round(mean)
+
+
+def _prefillers(members: Sequence[TurnMember]) -> int:
+    """How many members may prefill at once, of those that are asked anything."""
+    percents = accumulate(sorted(m.share.prefill for m in members if m.ask.rate > 0))
+    return max(1, sum(percent <= 100 for percent in percents))
 
 
 def _loaded(unit: TurnUnit) -> TurnUnit:
@@ -161,7 +166,7 @@ def _scheduling(unit: TurnUnit) -> float:
 def _crowding(unit: TurnUnit) -> float:
     """How many times as long a prefill, or a request's arrival, takes for all that runs."""
     factor = 0.0
-    for k, often in _held(unit):
+    for k, often in _prefills_running(unit):
         # Itself and the others; the last one finds as many as may run.
         prefills = min(k + 1, unit.prefillers)
         for likely, crowd in _crowds(unit.members):
@@ -182,7 +187,7 @@ def _prefill_factor(unit: TurnUnit) -> float:
     return 1 + another * beside_prefill + (1 - another) * (1 - idle) * beside_decode
 
 
-def _held(unit: TurnUnit) -> Iterator[tuple[int, float]]:
+def _prefills_running(unit: TurnUnit) -> Iterator[tuple[int, float]]:
     """(prefills that run, chance), as of a queue; a member has one prefill at a time."""
     offered = min(unit.prefilling, MOST_HELD * unit.prefillers)
     weights = [1.0]
@@ -211,7 +216,7 @@ def _running(crowd: Crowd, free: int, unit: TurnUnit) -> tuple[float, float]:
     """(percents, threads) that the decodes of a crowd hold on average, of those that are free."""
     able = _able(crowd, free)
     wanted = sum(m.share.decode for m in able)
-    part = min(1.0, free / wanted) if wanted else 0.0
+    part = _usable(able, free) / wanted if wanted else 0.0
     return part * wanted, part * sum(unit.threads(m.share.decode) for m in able)
 
 
@@ -219,16 +224,24 @@ def _able(crowd: Crowd, free: int) -> Crowd:
     return [m for m in crowd if m.share.decode <= free]
 
 
+def _usable(able: Crowd, free: int) -> int:
+    """The most percents that decodes can hold at once: of three at 40 only two run."""
+    sums = {0}
+    for member in able:
+        sums |= {held + member.share.decode for held in sums if held + member.share.decode <= free}
+    return max(sums)
+
+
 def _waits(member: TurnMember, others: Sequence[TurnMember], unit: TurnUnit) -> Floats:
     """Seconds between two tokens of the member, by batch."""
     speed = np.zeros_like(member.steps)
     crowds = list(_crowds(others))
-    for k, often in _held(unit):
+    for k, often in _prefills_running(unit):
         if member.share.decode > unit.free(k):
             continue
         for likely, crowd in crowds:
             speed += often * likely / _turn(member, crowd, k, unit)
-    return 1 / np.maximum(speed, LEAST_SPEED)
+    return 1 / speed
 
 
 def _turn(member: TurnMember, others: Crowd, prefills: int, unit: TurnUnit) -> Floats:
@@ -248,11 +261,11 @@ def _turn(member: TurnMember, others: Crowd, prefills: int, unit: TurnUnit) -> F
     percents, threads = _running([member, *able], free, unit)
     longer = unit.longer(threads, prefills)
     turn = own * longer
-    if wanted > free:
+    if percents < wanted:
         taken = member.share.decode * own
         for other, step in zip(able, steps, strict=True):
             taken = taken + other.share.decode * step
-        turn = np.maximum(own, taken / free) * longer
+        turn = np.maximum(own, taken / percents) * longer
     elif prefills < unit.prefillers and able and percents > (spare := free - unit.prefill_percent):
         # A prefill that lacks percents lets no decode begin before enough have ended.
         last = np.maximum(np.maximum(own, max(steps)), (own + sum(steps)) * longer / hosts)
@@ -262,7 +275,7 @@ def _turn(member: TurnMember, others: Crowd, prefills: int, unit: TurnUnit) -> F
             until = np.maximum(own, work * longer / hosts)
         stops = 1 - np.exp(-unit.arriving * last)
         turn = stops * until + (1 - stops) * turn
-    return turn * unit.decode_factor(prefills, hosts * min(1.0, free / wanted))
+    return turn * unit.decode_factor(prefills, hosts * percents / wanted)
 
 
 def _scheduler_wait(unit: TurnUnit) -> Floats:
@@ -278,7 +291,7 @@ def _for_room(unit: TurnUnit) -> tuple[float, float]:
     # Another one that waits already gets the first ones that are free.
     second = 1 - exp(-unit.arriving * unit.room_s)
     seconds = chance = 0.0
-    for k, often in _held(unit):
+    for k, often in _prefills_running(unit):
         if k >= unit.prefillers:
             continue
         for likely, crowd in _crowds(unit.members):

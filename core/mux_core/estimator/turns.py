@@ -14,7 +14,6 @@ from mux_core.costmodel.profile_set import CpuWork
 from mux_core.costmodel.table import StepTable
 from mux_core.estimator.memory import fixed_bytes, room_bytes
 from mux_core.estimator.turn_member import (
-    BATCH,
     MOST_BATCH,
     TAIL,
     Lengths,
@@ -26,6 +25,8 @@ from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitOutcome
 from mux_core.planning import PlanReason
 from mux_core.units import Bytes, ModelName
 
+MOST_WAITS = 40
+"""No 99th percentile lies beyond so many mean waits, however few wait at all."""
 UNSHARED = CpuWork(cores=100)
 """So many cores that nothing waits for one."""
 
@@ -72,31 +73,32 @@ def _hold_back(members: Sequence[TurnMember], room: float) -> None:
     held = [member.held for member in members]
     need = sum(held)
     for member, own in zip(members, held, strict=True):
-        left = room - (need - own) if need <= room else room * own / need
-        member.bound(int(min(MOST_BATCH, max(1.0, left / member.request_bytes))))
+        left = room - (need - own) if need <= room or not need else room * own / need
+        member.limit(int(min(MOST_BATCH, max(1.0, left / member.request_bytes))))
 
 
 def _outcome(member: TurnMember, unit: TurnUnit) -> MemberOutcome:
     rate, output = member.ask.rate, member.output
+    runs = [unit.prefill_s(alone) for alone in member.prefills]
     # Its own prefill host, and the percents that all prefills share.
-    prefilling = max(rate * member.prefill_s, unit.prefilling / unit.prefillers)
-    decoding = member.decode_use
+    prefilling = max(rate * sum(runs) / len(runs), unit.prefilling / unit.prefillers)
+    decoding, tokens_per_s = member.decode_use, float(member.tokens_per_s.sum())
     use = max(prefilling, decoding, unit.scheduling)
-    served = rate / max(1.0, prefilling)
+    served = rate / max(1.0, prefilling, unit.scheduling)
     wait, chance = unit.prefill_wait(member)
     if decoding >= 1:
-        served = min(served, member.tokens_per_s / output)
+        served = min(served, tokens_per_s / output)
     else:
         delay, delayed = member.for_kv()
         wait, chance = wait + delay, min(1.0, chance + delayed)
     arrival = unit.cpu.unit.arrival_s * unit.crowding
-    bases = [arrival + unit.prefill_s(alone) for alone in member.prefills]
+    bases = [arrival + seconds for seconds in runs]
     held = Bytes(int(member.held))
     return MemberOutcome(
         served=served, share=member.share, kv=held, held=held, utilisation=use,
         ttft_mean_s=sum(bases) / len(bases) + wait if use < 1 else inf,
         ttft_p99_s=_tail_of(bases, wait, chance) if use < 1 else inf,
-        tpot_mean_s=member.decoding / member.tokens_per_s if member.decoding else None,
+        tpot_mean_s=member.decoding / tokens_per_s if tokens_per_s else None,
         tpot_p99_s=member.wait_tail if output else None,
         attainment=_attainment(member, use, bases, wait, chance),
     )  # fmt: skip
@@ -104,7 +106,7 @@ def _outcome(member: TurnMember, unit: TurnUnit) -> MemberOutcome:
 
 def _tail_of(bases: Sequence[float], wait: float, busy: float) -> float:
     """The time that all but `TAIL` of requests stay under; the wait has an exponential tail."""
-    low, high = min(bases), max(bases) + 20 * wait + 1e-9
+    low, high = min(bases), max(bases) + MOST_WAITS * wait + 1e-9
     for _ in range(50):
         middle = (low + high) / 2
         over = sum(_over(middle - base, wait, busy) for base in bases) / len(bases)
@@ -130,7 +132,7 @@ def _attainment(
     met = 1.0
     if slo.ttft_s is not None:
         met *= 1 - sum(_over(slo.ttft_s - base, wait, busy) for base in bases) / len(bases)
-    tokens = BATCH * member.chances[1:]
+    tokens = member.tokens_per_s
     if slo.tpot_s is not None and tokens.sum():
         met *= float(tokens[member.waits <= slo.tpot_s].sum() / tokens.sum())
     return met

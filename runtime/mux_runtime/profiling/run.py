@@ -6,7 +6,7 @@ Points whose passes still differ are visited more often, as time allows.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
@@ -28,7 +28,7 @@ SETTLED: Final = 0.05
 """Part of a point's middle time by which the passes next to it may differ together."""
 
 Told = Callable[[str, float, float], None]
-"""What is measured now, the part of the work that is done, and seconds left."""
+"""What is measured now, the part of the time that is over, and seconds left at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ async def run(job: Job, journal: Journal, told: Told) -> tuple[str, ...]:
                 told(point.key, *clock.standing(_most_left(job.grid, missing[at:], turn)))
                 journal.note(point.key, turn, await _measure(point, hosts, job))
                 clock.done(point)
-    return tuple(left)
+    return (*left, *_unsettled(job.grid, journal))
 
 
 def due(grid: Grid, journal: Journal, turn: int) -> list[Point]:
@@ -87,8 +87,18 @@ def due(grid: Grid, journal: Journal, turn: int) -> list[Point]:
 
 def _most_left(grid: Grid, missing: Sequence[Point], turn: int) -> float:
     """The guessed cost of what may still be measured, should nothing settle."""
-    again = sum(point.cost for point in grid.points if point.kind not in grid.once)
-    return sum(point.cost for point in missing) + (grid.most_passes - turn - 1) * again
+    again = grid.points if turn < grid.passes else missing
+    later = (grid.most_passes - turn - 1) * sum(p.cost for p in again if p.kind not in grid.once)
+    return sum(point.cost for point in missing) + later
+
+
+def _unsettled(grid: Grid, journal: Journal) -> Iterator[str]:
+    """Says how many points stand on passes that are far apart."""
+    many = sum(len(passes) >= grid.passes > 1 and not settled(passes)
+               for passes in (_passes(journal, point) for point in grid.points))  # fmt: skip
+    if many:
+        yield (f"agreement of the passes at {many} of {len(grid.points)} points (next to the "
+               f"middle one they are more than {SETTLED:.0%} apart)")  # fmt: skip
 
 
 def settled(passes: Sequence[Value]) -> bool:
