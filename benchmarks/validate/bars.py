@@ -198,7 +198,8 @@ def report(runs: Sequence[Mapping[str, Any]]) -> None:
         slower = next(iter(run["variants"].values()))["slower"]
         told = "not timed" if slower is None else f"x{slower:.2f} of the profile's"
         print(f"{run['part']:.0%}, seed {run['seed']}: yardstick {told}, load average "
-              f"{busy:.1f}, client {run['lag_s'] * 1e3:.1f} ms late at most but for 1 %, {failed} failed")  # fmt: skip
+              f"{busy:.1f}, client {run['lag_s'] * 1e3:.1f} ms late at most but for 1 %, "
+              f"{failed} failed")  # fmt: skip
 
 
 def rows(

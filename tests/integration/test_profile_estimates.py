@@ -103,6 +103,34 @@ def test_prompts_alone_can_fill_a_unit():
     assert full.served == pytest.approx(most, rel=0.1)
 
 
+def test_who_prefills_alone_waits_as_in_a_queue_of_its_own():
+    """Equal prompts, one server at half its capacity: half a prefill of waiting (M/D/1)."""
+    found = stage({"a": 1.0}, share=WHOLE, prompt=512, output=2)
+    most = capacity(found, WINDOW.shape)
+    idle, half = (predicted(found, part * most, WINDOW.shape, (ModelName("a"),))[ModelName("a")]
+                  for part in (0.001, 0.5))  # fmt: skip
+    assert half.ttft.mean - idle.ttft.mean == pytest.approx(0.5 * idle.ttft.mean, rel=0.25)
+
+
+def test_two_shares_above_half_never_run_together():
+    def tpot(percent):
+        share = Share(prefill=Percent(50), decode=Percent(percent))
+        found = stage({"a": 1.0, "b": 1.0}, share=share)
+        return predicted(found, 12, WINDOW.shape, (ModelName("a"),))[ModelName("a")].tpot.mean
+
+    # One thread each either way.
+    assert tpot(60) > 1.3 * tpot(50)
+    assert tpot(60) == pytest.approx(tpot(70), rel=0.01)
+
+
+def test_a_member_that_is_asked_nothing_costs_the_others_nothing():
+    alone = predicted(stage({"a": 1.0}), 10, WINDOW.shape, (ModelName("a"),))
+    beside = predicted(stage({"a": 1.0, "b": 0.0}), 10, WINDOW.shape, ("a", "b"))
+    assert beside["a"].tpot.mean == pytest.approx(alone["a"].tpot.mean, rel=1e-3)
+    assert beside["a"].ttft.mean == pytest.approx(alone["a"].ttft.mean, rel=1e-3)
+    assert beside["b"].tpot.mean is None
+
+
 def test_more_load_is_never_faster():
     found = stage({"a": 1.0, "b": 0.5, "c": 0.5})
     most = capacity(found, WINDOW.shape)

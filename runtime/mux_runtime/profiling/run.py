@@ -227,4 +227,6 @@ def _size(value: Value) -> float:
     """What makes one measurement of a point smaller than another."""
     if "together_s" in value:
         return float(sum(value["together_s"]) + sum(value["alone_s"]))
+    if "token_s" in value:
+        return float(value["step_s"] + BATCHES[-1] * value["token_s"])
     return float(value.get("s", value.get("bytes", 0.0)))

@@ -38,6 +38,9 @@ BATCHES: Final = (1, 8)
 OUTPUTS: Final = 60
 PROMPT: Final = 16
 ROUNDS: Final = 5
+CROWDS: Final = ((1, 10), (8, 10), (32, 5))
+"""(streams of each model at once, rounds): what cold caches cost a step, whatever its batch, and
+what they cost it in proportion, shows only over steps that are very short and quite long."""
 LOADS: Final = ((1, OUTPUTS, 8), (8, OUTPUTS, 5), (8, 3, 24))
 """(streams at once, tokens of each, rounds): long ones alone and together, and short ones."""
 CONTEXT: Final = PROMPT + OUTPUTS // 2
@@ -68,7 +71,7 @@ async def unit_cost(
         await _streams(unit.url, 1, models=MODELS)
         one, many = [await _median_streams(unit.url, batch) for batch in BATCHES]
         scheduler, client = await _work(unit)
-        crowds = [await _crowd(unit.url, batch) for batch in BATCHES]
+        crowds = {batch: await _crowd(unit.url, batch, rounds) for batch, rounds in CROWDS}
     few, lots = BATCHES
     beyond = [max(0.0, s.tpot_s - own)
               for s, own in zip((one, many), engine.decode_s, strict=True)]  # fmt: skip
@@ -76,8 +79,7 @@ async def unit_cost(
     cost = UnitCost(step_s=max(0.0, beyond[0] - token), token_s=token,
                     request_s=max(0.0, one.ttft_s - engine.prefill_s),
                     scheduler=scheduler, client=client)  # fmt: skip
-    return crowded(CpuWork(cores=cores(), unit=cost), percent,
-                   dict(zip(BATCHES, crowds, strict=True)))  # fmt: skip
+    return crowded(CpuWork(cores=cores(), unit=cost), percent, crowds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +94,15 @@ def crowded(work: CpuWork, percent: int, crowds: Mapping[int, Crowd]) -> UnitCos
     """The unit's cost, with what a crowd costs beyond its sharing the cores; `crowds` by batch."""
     shared = {batch: together_s(work, found.alone_s, batch, percent=percent, hosts=CROWD)
               for batch, found in crowds.items()}  # fmt: skip
-    more = [max(0.0, found.alone_s * (found.together_s / shared[batch] - 1))
-            for batch, found in crowds.items()]  # fmt: skip
-    (fixed, part), _ = nnls([(1.0, found.alone_s) for found in crowds.values()], more)
+    more = [max(0.0, found.together_s / shared[batch] - 1) for batch, found in crowds.items()]
+    (fixed, part), _ = nnls([(1 / found.alone_s, 1.0) for found in crowds.values()], more)
     return replace(work.unit, crowded_s=float(fixed), crowded_part=float(part))
 
 
-async def _crowd(url: str, batch: int) -> Crowd:
+async def _crowd(url: str, batch: int, rounds: int) -> Crowd:
     """In turn, so that a machine that is slower for a while is so for both."""
     alone, slower = [], []
-    for _ in range(2 * ROUNDS):
+    for _ in range(rounds):
         alone.append((await _streams(url, batch)).tpot_s)
         slower.append((await _streams(url, batch, models=MODELS)).tpot_s / alone[-1])
     return Crowd(alone_s=median(alone), together_s=median(alone) * median(slower))

@@ -26,6 +26,15 @@ def test_the_middle_of_a_points_passes_counts(tmp_path, taken: Sequence[float], 
     assert values(journal, [POINT, other]) == {POINT.key: {"s": counts}}
 
 
+def test_of_a_unit_the_pass_counts_whose_steps_cost_the_middle(tmp_path):
+    journal = Journal.open(tmp_path / "j", {"format": "j"})
+    found = [{"step_s": step, "token_s": token} for step, token in ((9, 0), (1, 0), (0, 0.5))]
+    for turn, value in enumerate(found):
+        journal.note(UNIT.key, turn, value)
+    journal.close()
+    assert values(journal, [UNIT])[UNIT.key] == found[2]
+
+
 @pytest.mark.parametrize(
     ("taken", "enough"),
     [([1.0, 1.0], False), ([1.0, 1.02, 0.98], True), ([1.0, 1.1, 0.98], False),
