@@ -4,6 +4,8 @@
     python benchmarks/validate/bars.py --requests 60 --seeds 1          # a look, in minutes
     python benchmarks/validate/bars.py --profile p.json --runs r.jsonl  # goes on where it was
 
+Runs are kept as they were observed; predictions are made each time, of the profile that is given.
+
 Each run sends at least `--requests` requests per model inside its window, at 30, 60 and 90 % of the
 capacity that the estimator predicts. Client and unit share the cores of this machine. The same runs
 are held against these sets of costs:
@@ -23,8 +25,8 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +34,25 @@ from mux_cli.demo_files import write_manifests
 from mux_cli.plan_manifests import read_manifests
 from mux_cli.profile_check import read_profiles
 from mux_cli.tiny_models import write_demo
+from mux_cli.validate_figures import Comparison, Figures, Spread
 from mux_cli.validate_models import Stage, make_stage
 from mux_cli.validate_predict import capacity
-from mux_cli.validate_runs import Run, Window, compare, serve_load
-from mux_cli.validate_table import comparison_document
+from mux_cli.validate_runs import Run, Window, compare, draw_arrivals, serve_load, slowness
 from mux_cli.validate_unit import RunningUnit, serving
 from mux_core.costmodel.profile_set import ProfileSet
 from mux_core.costmodel.sources import ProfileCatalog
 from mux_core.simulator.lengths import LengthShape
+from mux_core.units import ModelName
 
 LOADS = (0.3, 0.6, 0.9)
 WARMUP_S = 10.0
 MEMORY = "1Gi"
 
-Figure = Callable[[Mapping[str, Any]], float | None]
+Figure = Callable[[Figures], float | None]
 BARS: Mapping[str, tuple[Figure, float, float]] = {
-    "goodput": (lambda m: min(m["offered"], m["served"]), 0.05, 0.10),
-    "TPOT mean": (lambda m: m["tpot"]["mean"], 0.10, 0.15),
-    "TTFT p99": (lambda m: m["ttft"]["p99"], 0.25, 0.35),
+    "goodput": (lambda f: f.goodput, 0.05, 0.10),
+    "TPOT mean": (lambda f: f.tpot.mean, 0.10, 0.15),
+    "TTFT p99": (lambda f: f.ttft.p99, 0.25, 0.35),
 }
 """Figure, bar of the simulator, bar of the estimator; relative."""
 
@@ -63,35 +66,35 @@ class Variant:
     width: float
 
 
+@dataclass(frozen=True)
+class Served:
+    """A run, and which part of the capacity predicted then it was."""
+
+    part: float
+    run: Run
+
+
 def main() -> None:
     args = arguments()
     with tempfile.TemporaryDirectory(prefix="mux-bars-") as folder:
         models = write_demo(args.models or Path(folder) / "models")
         profile = args.profile or Path(folder) / "profile.json"
         if not profile.exists():
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "mux_cli.main",
-                    "profile",
-                    *map(str, models.values()),
-                    "--max-batch",
-                    "64",
-                    "--memory",
-                    "0.5",
-                    "-o",
-                    str(profile),
-                ],
-                check=True,
-            )
+            measure(models.values(), profile)
         manifests = write_manifests(Path(folder) / "manifests", models, memory=MEMORY)
         for file in manifests.glob("tiny-*.yaml"):
             file.write_text(file.read_text().replace('requestRate: "2"', 'requestRate: "1"'))
-        done = list(read_runs(args.runs))
         with serving([manifests]) as units:
-            done += serve_all(args, manifests, profile, units, done)
-    report(done)
+            variants = list(make_variants(manifests, profile, units))
+            served = list(read_runs(args.runs, variants[0].stage))
+            served += serve_all(args, variants[0].stage, units, served)
+    report(variants, served)
+
+
+def measure(models: Iterable[Path], profile: Path) -> None:
+    subprocess.run([sys.executable, "-m", "mux_cli.main", "profile", *map(str, models),
+                    "--max-batch", "64", "--memory", "0.5", "-o", str(profile)],
+                   check=True)  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -106,22 +109,15 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_runs(path: Path | None) -> Iterator[dict[str, Any]]:
-    if path is not None and path.exists():
-        yield from map(json.loads, path.read_text().splitlines())
-
-
 def serve_all(
-    args: argparse.Namespace, manifests: Path, profile: Path, units: Sequence[RunningUnit],
-    done: Sequence[Mapping[str, Any]],
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    args: argparse.Namespace, stage: Stage, units: Sequence[RunningUnit], done: Sequence[Served]
+) -> Iterator[Served]:
     """Every load and seed that is not done; each is written down before the next begins."""
-    variants = list(make_variants(manifests, profile, units))
-    stage, shape = variants[0].stage, LengthShape(args.lengths)
+    shape = LengthShape(args.lengths)
     most = capacity(stage, shape)
     slowest = min(stage.rates.values())
     print(f"predicted capacity {most * sum(stage.rates.values()):.1f} requests/s of all three")
-    known = {(run["part"], run["seed"]) for run in done}
+    known = {(found.part, found.run.seed) for found in done}
     for part in args.loads:
         # Four standard deviations of a Poisson number more, so that no model falls short.
         wanted = args.requests + 4 * math.sqrt(args.requests)
@@ -131,22 +127,38 @@ def serve_all(
                 continue
             print(f"{part:.0%}, seed {seed}: {window.seconds:.0f} s", flush=True)
             run = serve_load(stage, units, load=part * most, seed=seed, window=window)
-            document = run_document(run, part, variants)
             if args.runs is not None:
                 with args.runs.open("a") as file:
-                    file.write(json.dumps(document) + "\n")
-            yield document
+                    file.write(json.dumps(run_document(part, run)) + "\n")
+            yield Served(part, run)
 
 
-def run_document(run: Run, part: float, variants: Sequence[Variant]) -> dict[str, Any]:
+def run_document(part: float, run: Run) -> dict[str, Any]:
     return {
-        "part": part, "seed": run.seed, "errors": dict(run.errors), "lag_s": run.lag_s,
-        "variants": {
-            variant.name: {"width": variant.width,
-                           **comparison_document(compare(variant.stage, run), variant.stage)}
-            for variant in variants
-        },
+        "part": part, "load": run.load, "seed": run.seed, "seconds": run.window.seconds,
+        "shape": str(run.window.shape), "errors": dict(run.errors), "lag_s": run.lag_s,
+        "load_average": run.load_average, "yardstick_s": run.yardstick_s,
+        "observed": {model: asdict(figures) for model, figures in run.observed.items()},
     }  # fmt: skip
+
+
+def read_runs(path: Path | None, stage: Stage) -> Iterator[Served]:
+    """Runs that were kept; their arrivals are drawn again."""
+    if path is None or not path.exists():
+        return
+    for found in map(json.loads, path.read_text().splitlines()):
+        load, seed = found["load"], found["seed"]
+        window = Window(warmup=WARMUP_S, seconds=found["seconds"],
+                        shape=LengthShape(found["shape"]))  # fmt: skip
+        yield Served(found["part"], Run(
+            load=load, seed=seed, window=window, asked=draw_arrivals(stage, load, seed, window),
+            observed={ModelName(m): figures_read(f) for m, f in found["observed"].items()},
+            errors=found["errors"], lag_s=found["lag_s"], load_average=found["load_average"],
+            yardstick_s=found["yardstick_s"]))  # fmt: skip
+
+
+def figures_read(found: Mapping[str, Any]) -> Figures:
+    return Figures(**{**found, "ttft": Spread(**found["ttft"]), "tpot": Spread(**found["tpot"])})
 
 
 def make_variants(
@@ -178,49 +190,51 @@ def without_model(profiles: ProfileSet, model: str) -> ProfileSet:
                    models=tuple(m for m in profiles.models if m.name != model))  # fmt: skip
 
 
-def report(runs: Sequence[Mapping[str, Any]]) -> None:
+def report(variants: Sequence[Variant], served: Sequence[Served]) -> None:
     """A row per set of costs, load, model and figure; then how many are within their bars."""
     print("\nclient and unit on the same cores; means over seeds; * outside its bar")
     print(f"{'costs':38} {'load':>5} {'model':12} {'figure':10} {'observed':>9} {'simulated':>15} "
           f"{'estimated':>15}")  # fmt: skip
-    within: dict[tuple[str, str], list[bool]] = {}
-    for variant in runs[0]["variants"]:
-        for part in sorted({run["part"] for run in runs}):
-            chosen = [run["variants"][variant] for run in runs if run["part"] == part]
-            for model in sorted(chosen[0]["models"]):
-                rows(variant, part, model, [found["models"][model] for found in chosen],
-                     chosen[0]["width"], within)  # fmt: skip
-    for (variant, who), marks in within.items():
-        print(f"{variant}: {who} within its bars in {sum(marks)} of {len(marks)} rows")
-    for run in runs:
-        busy = next(iter(run["variants"].values()))["load_average"]
-        failed = sum(run["errors"].values())
-        slower = next(iter(run["variants"].values()))["slower"]
+    parts = sorted({found.part for found in served})
+    for variant in variants:
+        within: dict[str, list[bool]] = {"simulated": [], "estimated": []}
+        for part in parts:
+            found = [compare(variant.stage, one.run) for one in served if one.part == part]
+            for model in sorted(found[0].observed):
+                rows(variant, part, model, found, within)
+        for who, marks in within.items():
+            print(f"{variant.name}: {who} within its bars in {sum(marks)} of {len(marks)} rows",
+                  flush=True)  # fmt: skip
+    for one in served:
+        run, slower = one.run, slowness(variants[0].stage, one.run)
         told = "not timed" if slower is None else f"x{slower:.2f} of the profile's"
-        print(f"{run['part']:.0%}, seed {run['seed']}: yardstick {told}, load average "
-              f"{busy:.1f}, client {run['lag_s'] * 1e3:.1f} ms late at most but for 1 %, "
-              f"{failed} failed")  # fmt: skip
+        offered = sum(figures.offered for figures in run.observed.values())
+        print(f"{one.part:.0%}, seed {run.seed}: {offered:.1f} requests/s, yardstick {told}, "
+              f"load average {run.load_average:.1f}, client {run.lag_s * 1e3:.1f} ms late at most "
+              f"but for 1 %, {sum(run.errors.values())} failed")  # fmt: skip
 
 
 def rows(
-    variant: str, part: float, model: str, seeds: Sequence[Mapping[str, Any]], width: float,
-    within: dict[tuple[str, str], list[bool]],
+    variant: Variant, part: float, model: ModelName, seeds: Sequence[Comparison],
+    within: dict[str, list[bool]],
 ) -> None:  # fmt: skip
-    for name, (figure, simulator, estimator) in BARS.items():
-        seen = mean(figure, [seed["observed"] for seed in seeds])
+    for name, (figure, *bars) in BARS.items():
+        seen = mean(figure, [seed.observed[model] for seed in seeds])
         unit = 1.0 if name == "goodput" else 1000.0
         cells = []
-        for who, bar in (("simulated", simulator), ("predicted", estimator)):
-            said = mean(figure, [seed[who] for seed in seeds])
-            off = said / seen - 1
-            good = abs(off) <= bar * width
-            within.setdefault((variant, who), []).append(good)
-            cells.append(f"{said * unit:8.2f} {off:+5.0%}{' ' if good else '*'}")
-        print(f"{variant:38} {part:5.0%} {model:12} {name:10} {seen * unit:9.2f} "
+        said = (
+            [seed.simulated[model] for seed in seeds],
+            [seed.predicted[model] for seed in seeds],
+        )
+        for marks, of, bar in zip(within.values(), said, bars, strict=True):
+            value = mean(figure, of)
+            marks.append(abs(value / seen - 1) <= bar * variant.width)
+            cells.append(f"{value * unit:8.2f} {value / seen - 1:+5.0%}{' ' if marks[-1] else '*'}")
+        print(f"{variant.name:38} {part:5.0%} {model:12} {name:10} {seen * unit:9.2f} "
               f"{cells[0]:>15} {cells[1]:>15}")  # fmt: skip
 
 
-def mean(figure: Figure, of: Sequence[Mapping[str, Any]]) -> float:
+def mean(figure: Figure, of: Sequence[Figures]) -> float:
     known = [value for found in of if (value := figure(found)) is not None]
     return sum(known) / len(known) if known else float("nan")
 

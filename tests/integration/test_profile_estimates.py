@@ -75,10 +75,11 @@ def test_a_half_full_unit_is_estimated_as_it_plays(rates, share):
 
 
 @pytest.mark.parametrize("part", [0.5, 0.75])
-def test_members_of_unlike_shares_that_all_fit_are_estimated_as_they_play(part):
+@pytest.mark.parametrize("layers", [(4, 2, 4), (12, 2, 2)], ids=["like steps", "one is long"])
+def test_members_of_unlike_shares_that_all_fit_are_estimated_as_they_play(layers, part):
     """Prefills that need what small shares hold make all of them wait for one another."""
     rates = {"a": 1.0, "b": 1.0, "c": 1.0}
-    said, played = both(stage(rates, shares=UNLIKE), part)
+    said, played = both(stage(rates, shares=UNLIKE, layers=layers), part)
     for model in rates:
         assert relative_error(said[model].tpot.mean, played[model].tpot.mean) == pytest.approx(
             0, abs=0.2)  # fmt: skip

@@ -76,7 +76,7 @@ class TurnUnit:
         runs_s = sum(map(self.prefill_s, member.prefills)) / len(member.prefills)
         full = dict(_prefills_running(self))[self.prefillers]
         queue = 0.0
-        if self.prefillers < len(self.members):
+        if self.prefillers < sum(m.ask.rate > 0 for m in self.members):
             queue = full * runs_s / max(1 - MOST_HELD, self.prefillers - self.prefilling)
         own = min(0.99, member.ask.rate * runs_s)
         square = sum(p * p for p in member.prefills) / len(member.prefills) / member.prefill_s**2
@@ -255,7 +255,7 @@ def _turn(member: TurnMember, others: Crowd, prefills: int, unit: TurnUnit) -> F
     cold = cost.crowded(0.0, beside)
     own = member.steps + _scheduler_wait(unit) + cold
     own = own + member.steps * (cost.crowded(1.0, beside) - cold)
-    steps = [m.busy_step + cost.crowded(m.busy_step, beside) for m in able]
+    steps = [np.full_like(own, m.busy_step + cost.crowded(m.busy_step, beside)) for m in able]
     hosts = 1 + len(able)
     wanted = member.share.decode + sum(m.share.decode for m in able)
     percents, threads = _running([member, *able], free, unit)
@@ -266,16 +266,33 @@ def _turn(member: TurnMember, others: Crowd, prefills: int, unit: TurnUnit) -> F
         for other, step in zip(able, steps, strict=True):
             taken = taken + other.share.decode * step
         turn = np.maximum(own, taken / percents) * longer
-    elif prefills < unit.prefillers and able and percents > (spare := free - unit.prefill_percent):
+    elif prefills < unit.prefillers and percents > (spare := free - unit.prefill_percent):
         # A prefill that lacks percents lets no decode begin before enough have ended.
-        last = np.maximum(np.maximum(own, max(steps)), (own + sum(steps)) * longer / hosts)
-        until = last
-        if percents - member.share.decode <= spare:
-            work = own + sum((np.minimum(own, step) for step in steps), np.zeros_like(own))
-            until = np.maximum(own, work * longer / hosts)
-        stops = 1 - np.exp(-unit.arriving * last)
+        lacking = percents - spare - member.share.decode
+        until = _together(own, able, steps, lacking, longer / hosts)
+        stops = 1 - np.exp(-unit.arriving * until)
         turn = stops * until + (1 - stops) * turn
     return turn * unit.decode_factor(prefills, hosts * percents / wanted)
+
+
+def _together(
+    own: Floats, others: Crowd, steps: Sequence[Floats], lacking: float, longer: float
+) -> Floats:
+    """When a step has ended that began with the others', and of these as many as hold so much; all
+    share the cores, each running `longer` times as long per step that runs."""
+
+    def end(step: Floats) -> Floats:
+        work = sum((np.minimum(step, other) for other in (own, *steps)), np.zeros_like(own))
+        return np.maximum(step, work * longer)
+
+    until = end(own)
+    ended = 0.0
+    for step, other in sorted(zip(steps, others, strict=True), key=lambda one: float(one[0][0])):
+        if ended >= lacking:
+            break
+        ended += other.share.decode
+        until = np.maximum(until, end(step))
+    return until
 
 
 def _scheduler_wait(unit: TurnUnit) -> Floats:
