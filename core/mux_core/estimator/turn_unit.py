@@ -67,13 +67,12 @@ class TurnUnit:
         cold = self.cpu.unit.crowded(alone_s, sum(m.busy for m in self.members))
         return (alone_s + cold) * self.slower
 
-    def prefill_wait(self, member: TurnMember) -> tuple[float, float]:
+    def prefill_wait(self, member: TurnMember, runs_s: float) -> tuple[float, float]:
         """(mean wait for percents and for the member's own host, the chance that there is any).
 
-        Prompts that wait together go together, so who waits also waits for those that came
-        meanwhile.
+        `runs_s`: mean `prefill_s` of its prompts. Prompts that wait together go together, so who
+        waits also waits for those that came meanwhile.
         """
-        runs_s = sum(map(self.prefill_s, member.prefills)) / len(member.prefills)
         full = dict(_prefills_running(self))[self.prefillers]
         queue = 0.0
         if self.prefillers < sum(m.ask.rate > 0 for m in self.members):

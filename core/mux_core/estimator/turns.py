@@ -80,12 +80,13 @@ def _hold_back(members: Sequence[TurnMember], room: float) -> None:
 def _outcome(member: TurnMember, unit: TurnUnit) -> MemberOutcome:
     rate, output = member.ask.rate, member.output
     runs = [unit.prefill_s(alone) for alone in member.prefills]
+    runs_s = sum(runs) / len(runs)
     # Its own prefill host, and the percents that all prefills share.
-    prefilling = max(rate * sum(runs) / len(runs), unit.prefilling / unit.prefillers)
+    prefilling = max(rate * runs_s, unit.prefilling / unit.prefillers)
     decoding, tokens_per_s = member.decode_use, float(member.tokens_per_s.sum())
     use = max(prefilling, decoding, unit.scheduling)
     served = rate / max(1.0, prefilling, unit.scheduling)
-    wait, chance = unit.prefill_wait(member)
+    wait, chance = unit.prefill_wait(member, runs_s)
     if decoding >= 1:
         served = min(served, tokens_per_s / output)
     else:

@@ -220,7 +220,8 @@ def values(journal: Journal, points: Sequence[Point]) -> dict[str, Value]:
 
 def _passes(journal: Journal, point: Point) -> list[Value]:
     """What each pass found, in their order."""
-    return [value for (key, _), value in sorted(journal.found.items()) if key == point.key]
+    turns = sorted(turn for key, turn in journal.found if key == point.key)
+    return [journal.found[point.key, turn] for turn in turns]
 
 
 def _size(value: Value) -> float:
