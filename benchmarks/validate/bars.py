@@ -4,11 +4,13 @@
     python benchmarks/validate/bars.py --requests 60 --seeds 1          # a look, in minutes
     python benchmarks/validate/bars.py --profile p.json --runs r.jsonl  # goes on where it was
 
-Runs are kept as they were observed; predictions are made each time, of the profile that is given.
+A pass of the profile is measured before the loads of each seed, so that both see the same machine
+where its speed moves. A profile that is whole already is taken as it is. Runs are kept as they were
+observed; predictions are made at the end, of the profile that there is then.
 
 Each run sends at least `--requests` requests per model inside its window, at 30, 60 and 90 % of the
-capacity that the estimator predicts. Client and unit share the cores of this machine. The same runs
-are held against these sets of costs:
+capacity that the estimator predicts by then. Client and unit share the cores of this
+machine. The same runs are held against these sets of costs:
 
 * measured: every model and every pair was profiled;
 * pair unseen: the interference of one pair is left out, the other pairs stand for it;
@@ -25,7 +27,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from mux_cli.validate_models import Stage, make_stage
 from mux_cli.validate_predict import capacity
 from mux_cli.validate_runs import Run, Window, compare, draw_arrivals, serve_load, slowness
 from mux_cli.validate_unit import RunningUnit, serving
+from mux_cli.workload_file import Workload
 from mux_core.costmodel.profile_set import ProfileSet
 from mux_core.costmodel.sources import ProfileCatalog
 from mux_core.simulator.lengths import LengthShape
@@ -74,27 +77,51 @@ class Served:
     run: Run
 
 
+@dataclass(frozen=True)
+class Scene:
+    """Units that run, the models in them, and where their profile is or will be."""
+
+    units: Sequence[RunningUnit]
+    workload: Workload
+    models: Sequence[Path]
+    profile: Path
+
+    def add_pass(self) -> None:
+        """Measures another pass, unless the profile is whole."""
+        journal = self.profile.with_name(f"{self.profile.name}.journal")
+        if self.profile.exists() and not journal.exists():
+            return
+        subprocess.run([sys.executable, "-m", "mux_cli.main", "profile", *map(str, self.models),
+                        "--max-batch", "64", "--memory", "0.5", "--passes", "1",
+                        "-o", str(self.profile)],
+                       check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+
+    def stage(self, profiles: ProfileSet | None) -> Stage:
+        llms = self.workload.llms
+        catalog = None if profiles is None else ProfileCatalog((profiles,))
+        return make_stage(self.units, llms, catalog, {llm.name: llm.demand.rate for llm in llms})
+
+    def measured(self) -> ProfileSet:
+        catalog = read_profiles([self.profile], here=True)
+        assert catalog is not None
+        (whole,) = catalog.profiles
+        return whole
+
+
 def main() -> None:
     args = arguments()
     with tempfile.TemporaryDirectory(prefix="mux-bars-") as folder:
         models = write_demo(args.models or Path(folder) / "models")
-        profile = args.profile or Path(folder) / "profile.json"
-        if not profile.exists():
-            measure(models.values(), profile)
         manifests = write_manifests(Path(folder) / "manifests", models, memory=MEMORY)
         for file in manifests.glob("tiny-*.yaml"):
             file.write_text(file.read_text().replace('requestRate: "2"', 'requestRate: "1"'))
         with serving([manifests]) as units:
-            variants = list(make_variants(manifests, profile, units))
-            served = list(read_runs(args.runs, variants[0].stage))
-            served += serve_all(args, variants[0].stage, units, served)
+            scene = Scene(units, read_manifests([manifests]), list(models.values()),
+                          args.profile or Path(folder) / "profile.json")  # fmt: skip
+            served = list(read_runs(args.runs, scene.stage(None)))
+            served += serve_all(args, scene, served)
+            variants = list(make_variants(scene))
     report(variants, served)
-
-
-def measure(models: Iterable[Path], profile: Path) -> None:
-    subprocess.run([sys.executable, "-m", "mux_cli.main", "profile", *map(str, models),
-                    "--max-batch", "64", "--memory", "0.5", "-o", str(profile)],
-                   check=True)  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
@@ -110,27 +137,32 @@ def arguments() -> argparse.Namespace:
 
 
 def serve_all(
-    args: argparse.Namespace, stage: Stage, units: Sequence[RunningUnit], done: Sequence[Served]
-) -> Iterator[Served]:
+    args: argparse.Namespace, scene: Scene, done: Sequence[Served]
+) -> Iterator[Served]:  # fmt: skip
     """Every load and seed that is not done; each is written down before the next begins."""
-    shape = LengthShape(args.lengths)
-    most = capacity(stage, shape)
-    slowest = min(stage.rates.values())
-    print(f"predicted capacity {most * sum(stage.rates.values()):.1f} requests/s of all three")
     known = {(found.part, found.run.seed) for found in done}
-    for part in args.loads:
-        # Four standard deviations of a Poisson number more, so that no model falls short.
-        wanted = args.requests + 4 * math.sqrt(args.requests)
-        window = Window(warmup=WARMUP_S, seconds=wanted / (part * most * slowest), shape=shape)
-        for seed in range(1, args.seeds + 1):
-            if (part, seed) in known:
-                continue
+    for seed in range(1, args.seeds + 1):
+        missing = [part for part in args.loads if (part, seed) not in known]
+        if not missing:
+            continue
+        scene.add_pass()
+        stage = scene.stage(scene.measured())
+        most = capacity(stage, LengthShape(args.lengths))
+        for part in missing:
+            window = make_window(args, part * most * min(stage.rates.values()))
             print(f"{part:.0%}, seed {seed}: {window.seconds:.0f} s", flush=True)
-            run = serve_load(stage, units, load=part * most, seed=seed, window=window)
+            run = serve_load(stage, scene.units, load=part * most, seed=seed, window=window)
             if args.runs is not None:
                 with args.runs.open("a") as file:
                     file.write(json.dumps(run_document(part, run)) + "\n")
             yield Served(part, run)
+
+
+def make_window(args: argparse.Namespace, rate: float) -> Window:
+    """Long enough for every model's requests at the lowest of their rates."""
+    # Four standard deviations of a Poisson number more, so that no model falls short.
+    wanted = args.requests + 4 * math.sqrt(args.requests)
+    return Window(warmup=WARMUP_S, seconds=wanted / rate, shape=LengthShape(args.lengths))
 
 
 def run_document(part: float, run: Run) -> dict[str, Any]:
@@ -161,22 +193,15 @@ def figures_read(found: Mapping[str, Any]) -> Figures:
     return Figures(**{**found, "ttft": Spread(**found["ttft"]), "tpot": Spread(**found["tpot"])})
 
 
-def make_variants(
-    manifests: Path, profile: Path, units: Sequence[RunningUnit]
-) -> Iterator[Variant]:
-    workload = read_manifests([manifests])
-    catalog = read_profiles([profile], here=True)
-    assert catalog is not None
-    (whole,) = catalog.profiles
+def make_variants(scene: Scene) -> Iterator[Variant]:
+    whole = scene.measured()
     first, second, third = (model.name for model in whole.models)
-    rates = {llm.name: llm.demand.rate for llm in workload.llms}
     for name, profiles, width in (
         ("measured", whole, 1.0),
         (f"pair {first} + {second} unseen", without_pair(whole, {first, second}), 2.0),
         (f"model {third} unseen", without_model(whole, third), 2.0),
     ):
-        stage = make_stage(units, workload.llms, ProfileCatalog((profiles,)), rates)
-        yield Variant(name, stage, width)
+        yield Variant(name, scene.stage(profiles), width)
 
 
 def without_pair(profiles: ProfileSet, models: set[str]) -> ProfileSet:

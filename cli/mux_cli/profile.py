@@ -1,16 +1,13 @@
 """`muxserve profile`: what the steps of your models cost on this machine, measured."""
 
 import argparse
-import os
 from pathlib import Path
-
-from mux_core.costmodel.profile_file import dump_profiles
-from mux_core.errors import SpecError
 
 EXAMPLES = """examples:
   muxserve profile ./qwen3-0.6b -o qwen.json             a checkpoint on this machine's processor
   muxserve profile a/ b/ -o both.json                    two models, and how they slow each other
   muxserve profile --config config.json -o p.json        no weights needed: random ones are as fast
+  muxserve profile ./qwen3-0.6b -o qwen.json --passes 1  one pass; the same again adds the next
   muxserve plan -f manifests/ --profiles qwen.json       plan with it
 
 A run that was killed goes on where it was: give the same command again. docs/profiling.md says how
@@ -45,6 +42,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="largest decode batch (default: what the memory holds, up to 256)",
     )
+    parser.add_argument(
+        "--passes",
+        type=int,
+        metavar="N",
+        help="make no more than N passes over the points now; the same command adds further ones "
+        "to the profile (default: all)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,26 +57,10 @@ def run(args: argparse.Namespace) -> int:
     from mux_cli.profile_report import plot_profiles, summary
     from mux_cli.profile_subjects import read_subjects
 
-    job = ProfileJob(args, read_subjects(args))
-    profiles = job.run()
+    profiles = ProfileJob(args, read_subjects(args)).run()
     picture = args.output.with_suffix(".png")
-    write_new(args.output, dump_profiles(profiles))
-    job.finish()
     plot_profiles(profiles, picture)
     for line in summary(profiles):
         print(line)
     print(f"profile {args.output}, picture {picture}")
     return 0
-
-
-def write_new(path: Path, text: str) -> None:
-    """Whole or not at all; never over a file that came to be meanwhile."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.link(part, path)
-    except FileExistsError:
-        raise SpecError(f"{path}: came to be while this ran; the measurements are kept, remove it "
-                        "and give the command again") from None  # fmt: skip
-    finally:
-        part.unlink(missing_ok=True)

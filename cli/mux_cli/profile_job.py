@@ -9,15 +9,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from mux_cli.profile_notes import RunNotes
 from mux_cli.profile_origin import commit
 from mux_cli.profile_progress import Progress
 from mux_cli.profile_subjects import Subject
 from mux_core.costmodel.hardware import gpu_type
+from mux_core.costmodel.profile_file import dump_profiles
 from mux_core.costmodel.profile_set import CPU, ENGINE_PATHS, MadeOn, ProfileSet
 from mux_core.errors import PeerError, SpecError
 from mux_core.units import GIB, Bytes, format_bytes
@@ -29,15 +32,13 @@ from mux_runtime.profiling.bench import Device
 from mux_runtime.profiling.devices import cores, cpu_name, load_beside, require_gpu
 from mux_runtime.profiling.journal import Journal
 from mux_runtime.profiling.random_weights import write_checkpoint
-from mux_runtime.profiling.run import Job, run, values
+from mux_runtime.profiling.run import Job, run, unfinished, values
 from mux_runtime.profiling.yardstick import yardstick
 
 QUICK_S: Final = 105.0
 """No point is begun later than this after the start: with what is under way, two minutes."""
 LEAST_CONTEXT: Final = 64
 MOST_GIB: Final = 10_000
-COMMIT: Final = "commit/"
-"""Key of a journal's line that names the release's commit; a run that goes on adds its own."""
 
 
 class ProfileJob:
@@ -45,9 +46,12 @@ class ProfileJob:
 
     def __init__(self, args: argparse.Namespace, subjects: Sequence[Subject]) -> None:
         self._args, self._subjects = args, subjects
-        output: Path = args.output
-        if output.exists():
-            raise SpecError(f"{output}: exists already; remove it or choose another -o")
+        self._output: Path = args.output
+        self._journal_path = self._output.with_name(f"{self._output.name}.journal")
+        if self._output.exists() and not self._journal_path.exists():
+            raise _in_the_way(self._output)
+        if args.passes is not None and args.passes < 1:
+            raise SpecError(f"--passes {args.passes}: at least 1")
         self._started = time.monotonic()
         self._cores, self._load = cores(), round(load_beside(), 1)
         self._gpu, self._device_name = CPU, cpu_name(self._cores)
@@ -55,36 +59,41 @@ class ProfileJob:
             gpu = require_gpu()
             self._gpu, self._device_name = gpu_type(gpu.name).name, gpu.name
         self._arena = self._checked_memory()
-        digest = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(str(self._output.resolve()).encode()).hexdigest()[:12]
         self._folder = Path(tempfile.gettempdir()) / f"mux-profile-{digest}"
-        self._journal_path = output.with_name(f"{output.name}.journal")
 
     def run(self) -> ProfileSet:
-        """Measures what is missing; a profile of all points there are."""
+        """Measures what is missing, writes the profile of all there is, and gives it."""
         grid, made = self._grid(), self._made()
-        journal = Journal.open(self._journal_path, self._header(grid, made))
-        try:
-            kept = sum(not key.startswith(COMMIT) for key, _ in journal.found)
+        with closing(Journal.open(self._journal_path, self._header(grid, made))) as journal:
+            notes = RunNotes(journal)
+            over = self._output.exists()
+            if over and not notes.wrote_this(self._output):
+                raise _in_the_way(self._output)
+            own = {point.key for point in grid.points}
+            kept = sum(key in own for key, _ in journal.found)
             if kept:
                 print(f"goes on: {kept} measurements are there", file=sys.stderr)
-            journal.note(f"{COMMIT}{made.commit}", 0, {})
+            notes.begin(made.commit)
             self._say_load()
-            left, yardstick_s = self._measure(grid, journal)
-            found = values(journal, grid.points)
-            made = replace(made, commit=_commits(journal), yardstick_s=yardstick_s)
-        finally:
-            journal.close()
-        return self._whole(assemble(
-            found, grid.points, gpu=self._gpu, made=made, left_out=(*grid.left_out, *left),
-            geometries={s.name: s.geometry for s in self._subjects}))  # fmt: skip
+            left = self._measure(grid, journal, notes)
+            made = replace(made, commit=notes.commits, yardstick_s=notes.yardstick_s)
+            profiles = self._whole(assemble(
+                values(journal, grid.points), grid.points, gpu=self._gpu, made=made,
+                left_out=(*grid.left_out, *left),
+                geometries={s.name: s.geometry for s in self._subjects}))  # fmt: skip
+            text = dump_profiles(profiles)
+            _write(self._output, text, over=over)
+            if self._args.passes is not None and unfinished(grid, journal):
+                notes.wrote(text)
+            else:
+                self._journal_path.unlink()
+        return profiles
 
-    def finish(self) -> None:
-        """The profile is written: its journal is not needed any more."""
-        self._journal_path.unlink(missing_ok=True)
-
-    def _measure(self, grid: points.Grid, journal: Journal) -> tuple[tuple[str, ...], float]:
-        """Runs the hosts; what found no time, and the yardstick meanwhile (of the last run, where
-        several were needed)."""
+    def _measure(
+        self, grid: points.Grid, journal: Journal, notes: RunNotes
+    ) -> tuple[str, ...]:  # fmt: skip
+        """Runs the hosts; what was left out."""
         # Ours alone by the journal's lock; what a killed run left goes.
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(mode=0o700, parents=True)
@@ -95,13 +104,16 @@ class ProfileJob:
                 device=Device(name=self._args.device, cores=self._cores), unit_bytes=UNIT_BYTES,
                 arena=self._arena, probe=self._probe(),
                 deadline=self._started + QUICK_S if self._args.quick else None,
+                passes=self._args.passes,
             )  # fmt: skip
             if self._args.device != CPU:
-                return asyncio.run(run(job, journal, progress)), 0.0
+                return asyncio.run(run(job, journal, progress))
             with yardstick() as measured:
                 begun = time.monotonic()
                 left = asyncio.run(run(job, journal, progress))
-                return left, measured.mean(begun, time.monotonic())
+                ended = time.monotonic()
+                notes.timed(measured.mean(begun, ended), ended - begun)
+            return left
         except KeyboardInterrupt:
             print(f"\nstopped; {self._journal_path} has what was measured, give the same command "
                   "again to go on", file=sys.stderr)  # fmt: skip
@@ -192,6 +204,21 @@ class ProfileJob:
                                vocab=1024, seed=9), self._folder / "probe")  # fmt: skip
 
 
-def _commits(journal: Journal) -> str:
-    named = {key.removeprefix(COMMIT) for key, _ in journal.found if key.startswith(COMMIT)}
-    return ", ".join(sorted(named))
+def _in_the_way(output: Path) -> SpecError:
+    return SpecError(f"{output}: exists already; remove it or choose another -o")
+
+
+def _write(path: Path, text: str, *, over: bool) -> None:
+    """Whole or not at all; only `over` a file that was there."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    try:
+        if over:
+            part.replace(path)
+        else:
+            os.link(part, path)
+    except FileExistsError:
+        raise SpecError(f"{path}: came to be while this ran; the measurements are kept, remove it "
+                        "and give the command again") from None  # fmt: skip
+    finally:
+        part.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from mux_core.units import ModelName
 from mux_core.unitspec import UnitSpec, from_json
 from mux_operator.control_stubs import control_pb2 as pb
 from mux_operator.control_stubs.control_pb2_grpc import UnitControlStub
+from mux_operator.local.processes import tied
 
 READY_S: Final = 300.0
 SAMPLE_S: Final = 0.25
@@ -39,7 +40,8 @@ class RunningUnit:
 
 @contextmanager
 def serving(manifests: Sequence[Path]) -> Iterator[tuple[RunningUnit, ...]]:
-    """The units of `muxserve up`, ready; ended on leaving. PeerError with its words if not."""
+    """The units of `muxserve up`, ready; ended on leaving, or when this process is killed.
+    PeerError with its words if not."""
     with tempfile.TemporaryDirectory(prefix="mux-validate-") as folder:
         data = Path(folder) / "d"
         server = _start(manifests, data)
@@ -78,7 +80,7 @@ def _start(manifests: Sequence[Path], data: Path) -> _Server:
     command = [sys.executable, "-m", "mux_cli.main", "up", "--port", "0", "--data-dir", str(data)]
     for path in manifests:
         command += ["-f", str(path)]
-    server = _Server(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    server = _Server(subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                       text=True, start_new_session=True))  # fmt: skip
     for read in (_read_ready, _read_words):
         reader = threading.Thread(target=read, args=(server,), daemon=True)

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from mux_cli.main import main
-from mux_cli.profile_job import COMMIT
 from mux_cli.tiny_models import TinyModel, write
+from mux_core.costmodel.profile_file import load_profiles
 from mux_core.engine import Phase
 from mux_core.units import Bytes
 from mux_runtime.profiling.assemble import assemble
@@ -110,8 +110,40 @@ def test_a_killed_run_leaves_no_process_and_goes_on_where_it_was(tiny, tmp_path)
     assert "measurements are there" in said
     assert "give the same command again" in said
     lines = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
-    measured = [line["key"] for line in lines if not line["key"].startswith(COMMIT)]
+    measured = [line["key"] for line in lines if not line["key"].startswith("run/")]
     assert len(set(measured)) == len(measured)
+
+
+def test_passes_are_added_one_run_at_a_time_to_the_profile_that_is_there(tiny, tmp_path, capsys):
+    output = tmp_path / "p.json"
+    journal = tmp_path / "p.json.journal"
+    once = ["profile", str(tiny), "-o", str(output), "--quick", "--memory", "0.1",
+            "--max-batch", "1", "--passes", "1"]  # fmt: skip
+
+    def passes(key: str) -> list[int]:
+        lines = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+        return [line["pass"] for line in lines if line["key"] == key]
+
+    assert main(once) == 0
+    assert "left out: further passes (--passes; the same command adds them)" in (
+        capsys.readouterr().out
+    )
+    first = load_profiles(output.read_text(), subject="p.json")
+    assert passes("decode/tiny/100/1/56") == [0]
+
+    assert main(once) == 0
+    second = load_profiles(output.read_text(), subject="p.json")
+    assert passes("decode/tiny/100/1/56") == [0, 1]
+    assert passes("unit//33/1/1") == [0], "once in a quick profile"
+    # Of two passes the smaller counts: none is above what the first found alone.
+    before, now = (found.models[0].table.rows(1, 100) for found in (first, second))
+    assert all(b.decode_s <= a.decode_s for a, b in zip(before, now, strict=True) if a.decode_s)
+    assert before != now
+
+    output.write_text("mine")
+    assert main(once) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert output.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -125,9 +157,10 @@ def test_a_killed_run_leaves_no_process_and_goes_on_where_it_was(tiny, tmp_path)
         (["{tiny}", "--memory", "9999"], "this machine has .* free; lower it"),
         (["{tiny}", "--memory", "nan"], "--memory nan: GiB above 0"),
         (["{tiny}", "--max-batch", "0"], "--max-batch 0: at least 1"),
+        (["{tiny}", "--passes", "0"], "--passes 0: at least 1"),
         (["{tiny}", "--device", "cuda"], "--device cuda: "),
     ],
-    ids=["none", "twice", "missing", "batch", "memory", "nan", "no batch", "no-gpu"],
+    ids=["none", "twice", "missing", "batch", "memory", "nan", "no batch", "no passes", "no-gpu"],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused_before_anything_starts(
     tiny, tmp_path, capsys, arguments, words

@@ -1,9 +1,14 @@
 """`muxserve validate` on real units: three answers to one load, and what it refuses."""
 
+import contextlib
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mux_cli.demo_files import write_manifests
@@ -59,6 +64,32 @@ def test_one_load_is_predicted_simulated_and_observed(tiny, tmp_path, capsys):
         assert 0 < said["kv"] < 1
     assert 0 < predicted["tpot"]["mean"] < 1
     assert 0 < predicted["ttft"]["mean"] <= predicted["ttft"]["p99"]
+
+
+@pytest.mark.engine
+def test_a_killed_validate_leaves_no_process(tiny, tmp_path):
+    manifests = write_manifests(tmp_path / "m", {"tiny": tiny}, memory="128Mi")
+    validate = subprocess.Popen([sys.executable, "-m", "mux_cli.main", "validate",
+                                 "-f", str(manifests)], stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        engines = wait_for_engines(psutil.Process(validate.pid))
+    finally:
+        validate.kill()
+        validate.wait()
+    _, alive = psutil.wait_procs(engines, timeout=20)
+    assert not alive
+
+
+def wait_for_engines(parent: psutil.Process) -> list[psutil.Process]:
+    """All that a process has started, once there is an engine host among them."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        started = parent.children(recursive=True)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("mux_runtime.engines.torch" in child.cmdline() for child in started):
+                return started
+        time.sleep(0.05)
+    raise AssertionError("no engine host within 60 s")
 
 
 @pytest.mark.parametrize(

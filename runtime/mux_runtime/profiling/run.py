@@ -36,7 +36,8 @@ class Job:
     """What to profile: folders of checkpoints by name, on a device.
 
     `probe`: the small model whose unit is timed, with a tokenizer. `deadline` is a moment of
-    `time.monotonic`, after which no further point is begun.
+    `time.monotonic`, after which no further point is begun. `passes`: this run makes no more, even
+    if more are due.
     """
 
     models: Mapping[str, Path]
@@ -47,10 +48,11 @@ class Job:
     arena: Bytes
     probe: Path
     deadline: float | None = None
+    passes: int | None = None
 
 
 async def run(job: Job, journal: Journal, told: Told) -> tuple[str, ...]:
-    """Measures all that the journal lacks; what the deadline left out."""
+    """Measures what the journal lacks; what the deadline left out, or was left to later runs."""
     left: list[str] = []
     async with (
         open_partition(job.device.name, job.folder) as partition,
@@ -59,18 +61,34 @@ async def run(job: Job, journal: Journal, told: Told) -> tuple[str, ...]:
     ):  # fmt: skip
         hosts = _Hosts(bench=bench, models={**job.models, PROBE: job.probe})
         clock = _Clock(job.deadline)
-        for turn in range(job.grid.most_passes):
-            missing = due(job.grid, journal, turn)
+        for turn, missing in _turns(job, journal):
             for at, point in enumerate(missing):
                 if clock.over:
                     if turn < job.grid.passes:
                         left.append(f"{len(missing) - at} of {len(job.grid.points)} points of pass "
                                     f"{turn + 1} (no time left)")  # fmt: skip
                     break
-                told(point.key, *clock.standing(_most_left(job.grid, missing[at:], turn)))
+                told(point.key, *clock.standing(_most_left(job, missing[at:], turn)))
                 journal.note(point.key, turn, await _measure(point, hosts, job))
                 clock.done(point)
+    if job.passes is not None and unfinished(job.grid, journal):
+        left.append("further passes (--passes; the same command adds them)")
     return (*left, *_unsettled(job.grid, journal))
+
+
+def _turns(job: Job, journal: Journal) -> Iterator[tuple[int, list[Point]]]:
+    """The passes of this run, each with what it has to measure."""
+    begun = 0
+    for turn in range(job.grid.most_passes):
+        missing = due(job.grid, journal, turn)
+        if missing and begun != job.passes:
+            begun += 1
+            yield turn, missing
+
+
+def unfinished(grid: Grid, journal: Journal) -> bool:
+    """Whether another pass would measure anything."""
+    return any(due(grid, journal, turn) for turn in range(grid.most_passes))
 
 
 def due(grid: Grid, journal: Journal, turn: int) -> list[Point]:
@@ -85,10 +103,12 @@ def due(grid: Grid, journal: Journal, turn: int) -> list[Point]:
     return [point for point in found if not settled(_passes(journal, point))]
 
 
-def _most_left(grid: Grid, missing: Sequence[Point], turn: int) -> float:
-    """The guessed cost of what may still be measured, should nothing settle."""
+def _most_left(job: Job, missing: Sequence[Point], turn: int) -> float:
+    """The guessed cost of what this run may still measure, should nothing settle."""
+    grid = job.grid
     again = grid.points if turn < grid.passes else missing
-    later = (grid.most_passes - turn - 1) * sum(p.cost for p in again if p.kind not in grid.once)
+    passes = min(grid.most_passes - turn, job.passes or grid.most_passes) - 1
+    later = passes * sum(point.cost for point in again if point.kind not in grid.once)
     return sum(point.cost for point in missing) + later
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from mux_runtime.profiling.journal import Journal
 from mux_runtime.profiling.points import Grid, Kind, Point
-from mux_runtime.profiling.run import due, settled, values
+from mux_runtime.profiling.run import due, settled, unfinished, values
 
 POINT = Point(kind=Kind.DECODE, model="a")
 UNIT = Point(kind=Kind.UNIT)
@@ -59,8 +59,10 @@ def test_later_passes_visit_what_is_not_settled(tmp_path):
         journal.note(steady.key, turn, {"s": 1.0})
         journal.note(other.key, turn, {"s": 1.0 + turn})
     assert due(grid, journal, 3) == [other]
+    assert unfinished(grid, journal)
     journal.note(other.key, 3, {"s": 2.01})
     assert due(grid, journal, 3) == []  # measured by a run that was killed later
     journal.note(other.key, 4, {"s": 2.02})
     assert due(grid, journal, 5) == []
+    assert not unfinished(grid, journal)
     journal.close()

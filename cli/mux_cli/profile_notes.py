@@ -1,0 +1,56 @@
+"""What the runs that measure one profile note of themselves, in its journal beside the points."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from mux_runtime.profiling.journal import Journal, Value
+
+_COMMIT: Final = "run/commit/"
+_YARDSTICK: Final = "run/yardstick"
+_WRITTEN: Final = "run/written"
+
+
+class RunNotes:
+    """Notes in an open journal; a run that goes on adds its own."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def begin(self, commit: str) -> None:
+        self._journal.note(f"{_COMMIT}{commit}", 0, {})
+
+    @property
+    def commits(self) -> str:
+        """The release's commits that the runs were of."""
+        keys = {key for key, _ in self._journal.found if key.startswith(_COMMIT)}
+        return ", ".join(sorted(key.removeprefix(_COMMIT) for key in keys))
+
+    def timed(self, yardstick_s: float, seconds: float) -> None:
+        """What the yardstick took in a run of so many seconds."""
+        self._journal.note(_YARDSTICK, len(list(self._timed())),
+                           {"s": yardstick_s, "for_s": seconds})  # fmt: skip
+
+    @property
+    def yardstick_s(self) -> float:
+        """Mean over the runs that came to their end; 0 where it was not timed."""
+        found = list(self._timed())
+        total = sum(value["for_s"] for value in found)
+        return sum(value["s"] * value["for_s"] for value in found) / total if total else 0.0
+
+    def wrote(self, text: str) -> None:
+        """A profile was written of the passes so far."""
+        self._journal.note(_WRITTEN, 0, {"sha256": _digest(text)})
+
+    def wrote_this(self, path: Path) -> bool:
+        """Whether a file is the profile that a run wrote, unchanged."""
+        said = self._journal.found.get((_WRITTEN, 0))
+        return said is not None and said["sha256"] == _digest(path.read_text(encoding="utf-8"))
+
+    def _timed(self) -> Iterator[Value]:
+        return (value for (key, _), value in self._journal.found.items() if key == _YARDSTICK)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
