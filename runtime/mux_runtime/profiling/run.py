@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
+from statistics import fmean
 from typing import Final, assert_never
 
 from mux_core.engine import Phase
@@ -228,14 +229,24 @@ async def _unit(point: Point, hosts: _Hosts, job: Job) -> Value:
 
 
 def values(journal: Journal, points: Sequence[Point]) -> dict[str, Value]:
-    """What was measured of each point: the pass in which its (together) time was the middle one;
-    of two passes the smaller."""
+    """What was measured of each point: the pass in which its (together) time was the middle one,
+    of two passes the smaller; of the unit the mean of all passes, part by part."""
     found: dict[str, Value] = {}
     for point in points:
         passes = _passes(journal, point)
-        if passes:
+        if passes and point.kind is Kind.UNIT:
+            # Its parts were told apart by fits, so that one is too small where another is too
+            # large, and which pass is the middle one says nothing of any of them.
+            found[point.key] = _mean(passes)
+        elif passes:
             found[point.key] = sorted(passes, key=_size)[(len(passes) - 1) // 2]
     return found
+
+
+def _mean(values: Sequence[Value]) -> Value:
+    return {name: _mean([value[name] for value in values]) if isinstance(part, Mapping)
+            else fmean(value[name] for value in values)
+            for name, part in values[0].items()}  # fmt: skip
 
 
 def _passes(journal: Journal, point: Point) -> list[Value]:

@@ -26,13 +26,14 @@ def test_the_middle_of_a_points_passes_counts(tmp_path, taken: Sequence[float], 
     assert values(journal, [POINT, other]) == {POINT.key: {"s": counts}}
 
 
-def test_of_a_unit_the_pass_counts_whose_steps_cost_the_middle(tmp_path):
+def test_of_a_unit_the_mean_of_the_passes_counts_part_by_part(tmp_path):
     journal = Journal.open(tmp_path / "j", {"format": "j"})
-    found = [{"step_s": step, "token_s": token} for step, token in ((9, 0), (1, 0), (0, 0.5))]
-    for turn, value in enumerate(found):
-        journal.note(UNIT.key, turn, value)
+    for turn, (step, token, run) in enumerate(((9, 0, 3), (0, 0.5, 1))):
+        journal.note(UNIT.key, turn,
+                     {"step_s": step, "token_s": token, "scheduler": {"step_s": run}})  # fmt: skip
     journal.close()
-    assert values(journal, [UNIT])[UNIT.key] == found[2]
+    assert values(journal, [UNIT])[UNIT.key] == {
+        "step_s": 4.5, "token_s": 0.25, "scheduler": {"step_s": 2}}  # fmt: skip
 
 
 @pytest.mark.parametrize(
