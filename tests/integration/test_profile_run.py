@@ -73,7 +73,12 @@ async def test_hosts_are_measured_point_by_point_and_each_point_once(tiny, tmp_p
 def profiling(output: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mux_cli.main", "profile", "-o", str(output), "--quick",
                "--memory", "0.1", *arguments]  # fmt: skip
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A shell has what it starts in the background ignore Ctrl-C, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_for_lines(path: Path, count: int) -> int:
