@@ -9,8 +9,8 @@ where its speed moves. A profile that is whole already is taken as it is. Runs a
 observed; predictions are made at the end, of the profile that there is then.
 
 Each run sends at least `--requests` requests per model inside its window, at 30, 60 and 90 % of the
-capacity that the estimator predicts by then. Client and unit share the cores of this
-machine. The same runs are held against these sets of costs:
+capacity that the estimator predicts by then. Client and unit share the cores of this machine. The
+same runs are held against these sets of costs:
 
 * measured: every model and every pair was profiled;
 * pair unseen: the interference of one pair is left out, the other pairs stand for it;
@@ -35,6 +35,7 @@ from typing import Any
 from mux_cli.demo_files import write_manifests
 from mux_cli.plan_manifests import read_manifests
 from mux_cli.profile_check import read_profiles
+from mux_cli.profile_notes import is_whole
 from mux_cli.tiny_models import write_demo
 from mux_cli.validate_figures import Comparison, Figures, Spread
 from mux_cli.validate_models import Stage, make_stage
@@ -88,8 +89,7 @@ class Scene:
 
     def add_pass(self) -> None:
         """Measures another pass, unless the profile is whole."""
-        journal = self.profile.with_name(f"{self.profile.name}.journal")
-        if self.profile.exists() and not journal.exists():
+        if is_whole(self.profile):
             return
         subprocess.run([sys.executable, "-m", "mux_cli.main", "profile", *map(str, self.models),
                         "--max-batch", "64", "--memory", "0.5", "--passes", "1",

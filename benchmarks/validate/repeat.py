@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from mux_cli.profile_notes import is_whole
 from mux_cli.tiny_models import DEMO, write
 from mux_core.costmodel.profile_file import load_profiles
 from mux_runtime.profiling.points import PASSES
@@ -38,7 +39,7 @@ def main() -> None:
 
 def profile(model: Path, output: Path, *arguments: str) -> float:
     """Measures a quick profile, or another pass unless it is whole; the seconds that took."""
-    if output.exists() and not output.with_name(f"{output.name}.journal").exists():
+    if is_whole(output):
         return 0.0
     began = time.monotonic()
     subprocess.run([sys.executable, "-m", "mux_cli.main", "profile", str(model), "--quick",

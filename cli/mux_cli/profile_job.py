@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from mux_cli.profile_notes import RunNotes
+from mux_cli.profile_notes import RunNotes, is_whole, journal_of
 from mux_cli.profile_origin import commit
 from mux_cli.profile_progress import Progress
 from mux_cli.profile_subjects import Subject
@@ -47,8 +47,8 @@ class ProfileJob:
     def __init__(self, args: argparse.Namespace, subjects: Sequence[Subject]) -> None:
         self._args, self._subjects = args, subjects
         self._output: Path = args.output
-        self._journal_path = self._output.with_name(f"{self._output.name}.journal")
-        if self._output.exists() and not self._journal_path.exists():
+        self._journal_path = journal_of(self._output)
+        if is_whole(self._output):
             raise _in_the_way(self._output)
         if args.passes is not None and args.passes < 1:
             raise SpecError(f"--passes {args.passes}: at least 1")

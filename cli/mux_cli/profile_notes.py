@@ -12,6 +12,16 @@ _YARDSTICK: Final = "run/yardstick"
 _WRITTEN: Final = "run/written"
 
 
+def journal_of(profile: Path) -> Path:
+    """Where the measurements of a profile are kept until it is whole."""
+    return profile.with_name(f"{profile.name}.journal")
+
+
+def is_whole(profile: Path) -> bool:
+    """Whether a profile is there that no further run would add to."""
+    return profile.exists() and not journal_of(profile).exists()
+
+
 class RunNotes:
     """Notes in an open journal; a run that goes on adds its own."""
 
@@ -41,16 +51,16 @@ class RunNotes:
 
     def wrote(self, text: str) -> None:
         """A profile was written of the passes so far."""
-        self._journal.note(_WRITTEN, 0, {"sha256": _digest(text)})
+        self._journal.note(_WRITTEN, 0, {"sha256": _digest(text.encode())})
 
     def wrote_this(self, path: Path) -> bool:
         """Whether a file is the profile that a run wrote, unchanged."""
         said = self._journal.found.get((_WRITTEN, 0))
-        return said is not None and said["sha256"] == _digest(path.read_text(encoding="utf-8"))
+        return said is not None and said["sha256"] == _digest(path.read_bytes())
 
     def _timed(self) -> Iterator[Value]:
         return (value for (key, _), value in self._journal.found.items() if key == _YARDSTICK)
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

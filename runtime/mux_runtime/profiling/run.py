@@ -1,7 +1,8 @@
 """A profile from its first host to its last point: what was measured before is not measured again.
 
 Every point is visited in some passes with everything else between them, and the middle time
-counts: a shared machine is faster and slower for a while, and what is predicted is the usual.
+counts (of a unit's costs, which are parts of a sum, the mean): a shared machine is faster and
+slower for a while, and what is predicted is the usual.
 Points whose passes still differ are visited more often, as time allows.
 """
 
