@@ -60,8 +60,7 @@ def profile_set(*models: ModelProfile, **changes: object) -> ProfileSet:
     pair = PairTimes(sides=(one, other), alone_s=(0.002, 0.01), together_s=(0.003, 0.011))
     return ProfileSet(**{  # type: ignore[arg-type]
         "gpu": CPU, "made": MADE, "pairs": (pair,), "left_out": ("most of it",),
-        "unit": UnitCost(step_s=5e-4, token_s=1e-4, request_s=4e-3, crowded_s=1e-4,
-                         crowded_part=0.1,
+        "unit": UnitCost(step_s=5e-4, token_s=1e-4, request_s=4e-3,
                          scheduler=Work(step_s=4e-4, token_s=6e-5, request_s=1e-3),
                          client=Work(step_s=1e-4, token_s=3e-5, request_s=5e-4)),
         "models": models or (model_profile("a", shape()), model_profile("b", shape(layers=2)))}

@@ -19,6 +19,7 @@ from mux_cli.profile_notes import RunNotes, is_whole, journal_of
 from mux_cli.profile_origin import commit
 from mux_cli.profile_progress import Progress
 from mux_cli.profile_subjects import Subject
+from mux_cli.profile_unit import models_to_serve
 from mux_core.costmodel.hardware import gpu_type
 from mux_core.costmodel.profile_file import dump_profiles
 from mux_core.costmodel.profile_set import CPU, ENGINE_PATHS, MadeOn, ProfileSet
@@ -102,7 +103,8 @@ class ProfileJob:
             job = Job(
                 models=self._checkpoints(), grid=grid, folder=self._folder,
                 device=Device(name=self._args.device, cores=self._cores), unit_bytes=UNIT_BYTES,
-                arena=self._arena, probe=self._probe(),
+                arena=self._arena,
+                to_serve=models_to_serve(self._subjects, self._folder),
                 deadline=self._started + QUICK_S if self._args.quick else None,
                 passes=self._args.passes,
             )  # fmt: skip
@@ -194,14 +196,6 @@ class ProfileJob:
             if s.is_config else s.source.resolve()
             for index, s in enumerate(self._subjects)
         }  # fmt: skip
-
-    def _probe(self) -> Path:
-        """The small model of the unit whose own cost is timed."""
-        from mux_cli.tiny_models import TinyModel, write
-
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        return write(TinyModel(family="qwen3", layers=2, hidden=64, head_dim=32, intermediate=128,
-                               vocab=1024, seed=9), self._folder / "probe")  # fmt: skip
 
 
 def _in_the_way(output: Path) -> SpecError:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from mux_core.costmodel.fit import cross_validate, fit_device
 from mux_core.costmodel.hardware import GPU_TYPES
-from mux_core.costmodel.profile_set import CPU, CROWD, ModelProfile, ProfileSet
+from mux_core.costmodel.profile_set import CPU, ModelProfile, ProfileSet
 from mux_core.costmodel.table import StepRow
 from mux_core.engine import Phase
 from mux_core.units import format_bytes
@@ -28,8 +28,10 @@ def summary(profiles: ProfileSet) -> Iterator[str]:
             yield (f"unit: {who} run {work.step_s * 1e3:.2f} ms per step, "
                    f"{work.token_s * 1e3:.3f} ms per token, {work.request_s * 1e3:.1f} ms per "
                    "request")  # fmt: skip
-        yield (f"unit: a step beside {CROWD - 1} other hosts takes {unit.crowded_s * 1e3:.2f} ms "
-               f"and {unit.crowded_part:.0%} more, besides sharing the cores")  # fmt: skip
+    for model in profiles.models:
+        if model.served is not None:
+            yield (f"unit: steps of {model.name} take x{model.served.decode:.2f} (decode) and "
+                   f"x{model.served.prefill:.2f} (prefill) of their time on the bench")  # fmt: skip
     for pair in profiles.pairs:
         one, other = pair.sides
         slow, slower = pair.slowdowns

@@ -20,6 +20,7 @@ from mux_runtime.profiling.assemble import assemble
 from mux_runtime.profiling.bench import Device, open_bench
 from mux_runtime.profiling.journal import Journal
 from mux_runtime.profiling.points import Grid, Kind, Subject, make_grid
+from mux_runtime.profiling.probe_unit import ToServe
 from mux_runtime.profiling.random_weights import write_checkpoint
 from mux_runtime.profiling.run import Job, run, values
 from mux_runtime.profiling.steps import decode_s, prefill_s
@@ -38,7 +39,8 @@ def tiny(tmp_path_factory) -> Path:
 
 def job(tiny: Path, folder: Path, grid: Grid) -> Job:
     return Job(models={"tiny": tiny}, device=Device(name="cpu", cores=2), grid=grid,
-               folder=folder, unit_bytes=16384, arena=Bytes(64 << 20), probe=tiny)  # fmt: skip
+               folder=folder, unit_bytes=16384, arena=Bytes(64 << 20),
+               to_serve=ToServe(models={"tiny": tiny}, memory=256 << 20))  # fmt: skip
 
 
 async def test_hosts_are_measured_point_by_point_and_each_point_once(tiny, tmp_path):

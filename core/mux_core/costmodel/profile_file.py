@@ -23,6 +23,7 @@ from mux_core.costmodel.profile_set import (
     PairStep,
     PairTimes,
     ProfileSet,
+    Served,
     UnitCost,
     Work,
 )
@@ -54,8 +55,7 @@ def dump_profiles(profiles: ProfileSet) -> str:
         "models": [_model_document(model) for model in profiles.models],
         "unit": None if unit is None else {
             **_work_document(unit), "scheduler": _work_document(unit.scheduler),
-            "client": _work_document(unit.client), "crowded_ms": unit.crowded_s * 1000,
-            "crowded_part": unit.crowded_part},
+            "client": _work_document(unit.client)},
         "pairs": [
             {"sides": [asdict(side) for side in pair.sides],
              "alone_ms": [s * 1000 for s in pair.alone_s],
@@ -70,6 +70,7 @@ def _model_document(model: ModelProfile) -> dict[str, Any]:
     return {
         "model": model.name, "geometry": asdict(model.geometry), "grant_ms": model.grant_s * 1000,
         "handoff_ms": model.handoff_s * 1000, "host_bytes": model.host_bytes,
+        "served": None if model.served is None else asdict(model.served),
         "rows": _rows_document(model.table),
     }  # fmt: skip
 
@@ -122,8 +123,7 @@ def load_profiles(text: str, *, subject: str) -> ProfileSet:
             models=tuple(_model(found, gpu, subject) for found in document["models"]),
             unit=None if unit is None else UnitCost(
                 **_work(unit), scheduler=Work(**_work(unit["scheduler"])),
-                client=Work(**_work(unit["client"])), crowded_s=unit["crowded_ms"] / 1000,
-                crowded_part=unit["crowded_part"]),
+                client=Work(**_work(unit["client"]))),
             pairs=tuple(_pair(found) for found in document["pairs"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -167,6 +167,7 @@ def _model(document: Mapping[str, Any], gpu: str, subject: str) -> ModelProfile:
         table=_table(document, gpu, f"{subject}: model {document['model']}"),
         grant_s=document["grant_ms"] / 1000, handoff_s=document["handoff_ms"] / 1000,
         host_bytes=int(document["host_bytes"]),
+        served=None if document["served"] is None else Served(**document["served"]),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ threads: `planning_table` says so to readers that interpolate over shares.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from types import MappingProxyType
 from typing import Final
 
@@ -20,10 +21,6 @@ ENGINE_PATHS: Final[Mapping[str, str]] = MappingProxyType(
     {"cpu": "torch/cpu/gathered-rows-sdpa", "cuda": "torch/cuda/gathered-rows-sdpa"}
 )
 """How this release's engine computes, by kind of device; a profile is of one such path."""
-
-
-CROWD: Final = 3
-"""Hosts that run together when it is measured what a crowd costs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +67,7 @@ class UnitCost:
 
     Scheduler, front, wire and client are in it, as a client of an idle unit sees it: `request_s`
     is what a request waits beyond its prefill step. `scheduler` and `client` are what these two
-    processes run meanwhile; on a CPU they do that on the cores of the engines. There a step also
-    takes longer where other hosts ran since its last one, as its caches are cold: by `crowded_s`
-    and by `crowded_part` of its own time where `CROWD` hosts take turns.
+    processes run meanwhile; on a CPU they do that on the cores of the engines.
     """
 
     step_s: float = 0.0
@@ -80,13 +75,6 @@ class UnitCost:
     request_s: float = 0.0
     scheduler: Work = field(default_factory=Work)
     client: Work = field(default_factory=Work)
-    crowded_s: float = 0.0
-    crowded_part: float = 0.0
-
-    def crowded(self, seconds: float, others: float) -> float:
-        """Seconds that a step takes more where so many other hosts stepped since the last one, but
-        for sharing cores with them."""
-        return (self.crowded_s + self.crowded_part * seconds) * min(1.0, others / (CROWD - 1))
 
     @property
     def arrival_s(self) -> float:
@@ -129,8 +117,19 @@ class PairTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """How many times as long as on the bench steps take in a unit that serves: there other
+    processes run on the same cores between two steps and leave theirs in the caches."""
+
+    decode: float = 1.0
+    prefill: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProfile:
-    """One model's measured steps; `grant_s`: a step that runs nothing, there and back;
+    """One model's measured steps on the bench, and `served`, None where no unit served it.
+
+    `grant_s`: a step that runs nothing, there and back;
     `handoff_s`: a decode host adopting a request; `host_bytes`: memory of one host, weights and
     KV not counted."""
 
@@ -140,6 +139,7 @@ class ModelProfile:
     grant_s: float
     handoff_s: float
     host_bytes: int
+    served: Served | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +152,15 @@ class ProfileSet:
     unit: UnitCost | None = None
     pairs: tuple[PairTimes, ...] = ()
     left_out: tuple[str, ...] = field(default=())
+
+    @property
+    def served(self) -> Served:
+        """Of a model that no unit served: as the others on average."""
+        known = [model.served for model in self.models if model.served is not None]
+        if not known:
+            return Served()
+        return Served(decode=fmean(one.decode for one in known),
+                      prefill=fmean(one.prefill for one in known))  # fmt: skip
 
     def find(self, geometry: ModelGeometry) -> ModelProfile | None:
         """The profile of a model of this shape, whatever its name."""

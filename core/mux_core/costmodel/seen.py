@@ -7,20 +7,23 @@ tables (estimator, simulator) needs to know nothing more.
 
 from dataclasses import replace
 
-from mux_core.costmodel.profile_set import UnitCost
+from mux_core.costmodel.profile_set import Served, UnitCost
 from mux_core.costmodel.table import StepRow, StepTable, step_table
 
 
-def seen_table(table: StepTable, unit: UnitCost, *, grant_s: float = 0.0) -> StepTable:
-    """Every step longer by what the unit adds; `grant_s` is what a bare grant already costs."""
-    rows = (_seen(row, unit, grant_s) for cell in table.cells.values() for row in cell)
+def seen_table(
+    table: StepTable, unit: UnitCost, served: Served, *, grant_s: float = 0.0
+) -> StepTable:  # fmt: skip
+    """Every step as many times as long as `served` says, and longer by what the unit adds;
+    `grant_s` is what a bare grant already costs."""
+    rows = (_seen(row, unit, served, grant_s) for cell in table.cells.values() for row in cell)
     return step_table(table.model, table.gpu, rows)
 
 
-def _seen(row: StepRow, unit: UnitCost, grant_s: float) -> StepRow:
+def _seen(row: StepRow, unit: UnitCost, served: Served, grant_s: float) -> StepRow:
     added = max(grant_s, unit.step_s) + row.batch * unit.token_s
     return replace(
         row,
-        prefill_s=None if row.prefill_s is None else row.prefill_s + added,
-        decode_s=None if row.decode_s is None else row.decode_s + added,
+        prefill_s=None if row.prefill_s is None else row.prefill_s * served.prefill + added,
+        decode_s=None if row.decode_s is None else row.decode_s * served.decode + added,
     )

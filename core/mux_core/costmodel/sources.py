@@ -106,14 +106,15 @@ class ProfileCatalog:
         profiles = self.profiles[0]
         like = profiles.models[0]
         grid: list[StepRow] = [row for cell in like.table.cells.values() for row in cell]
-        made = replace(like, geometry=geometry, table=self.fit.table(geometry, grid))
+        made = replace(like, geometry=geometry, served=None, table=self.fit.table(geometry, grid))
         return self._planning(profiles, made)
 
     def _planning(self, profiles: ProfileSet, found: ModelProfile) -> StepTable:
         table = planning_table(found, profiles.made, profiles.gpu)
         if profiles.unit is None:
             return table
-        return seen_table(table, profiles.unit, grant_s=found.grant_s)
+        served = found.served or profiles.served
+        return seen_table(table, profiles.unit, served, grant_s=found.grant_s)
 
 
 def choose_costs(

@@ -63,9 +63,8 @@ class TurnUnit:
         return sum(member.ask.rate for member in self.members)
 
     def prefill_s(self, alone_s: float) -> float:
-        """Seconds of a prefill, decodes having left their own in the caches."""
-        cold = self.cpu.unit.crowded(alone_s, sum(m.busy for m in self.members))
-        return (alone_s + cold) * self.slower
+        """Seconds of a prefill beside what runs."""
+        return alone_s * self.slower
 
     def prefill_wait(self, member: TurnMember, runs_s: float) -> tuple[float, float]:
         """(mean wait for percents and for the member's own host, the chance that there is any).
@@ -250,11 +249,8 @@ def _turn(member: TurnMember, others: Crowd, prefills: int, unit: TurnUnit) -> F
     """
     free = unit.free(prefills)
     able = _able(others, free)
-    cost, beside = unit.cpu.unit, len(able) + prefills
-    cold = cost.crowded(0.0, beside)
-    own = member.steps + _scheduler_wait(unit) + cold
-    own = own + member.steps * (cost.crowded(1.0, beside) - cold)
-    steps = [np.full_like(own, m.busy_step + cost.crowded(m.busy_step, beside)) for m in able]
+    own = member.steps + _scheduler_wait(unit)
+    steps = [np.full_like(own, m.busy_step) for m in able]
     hosts = 1 + len(able)
     wanted = member.share.decode + sum(m.share.decode for m in able)
     percents, threads = _running([member, *able], free, unit)
@@ -332,6 +328,5 @@ def _until_room(crowd: Crowd, prefills: int, more: int, unit: TurnUnit) -> float
     running = percents / (sum(m.share.decode for m in able) / len(able))
     ends = min(running, max(1.0, lacking * running / percents))
     step = sum(m.busy_step for m in able) / len(able)
-    step += unit.cpu.unit.crowded(step, len(able) - 1 + prefills)
     slower = unit.longer(threads, prefills) * unit.decode_factor(prefills, running)
     return ends / (running + 1) * step * slower

@@ -7,19 +7,16 @@ operating system has it over a few steps.
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
 
 from mux_core.costmodel.profile_set import CpuWork, threads_of
 
-Host = Hashable
 Then = Callable[[float], None]
 """What follows, told the time."""
 _ROUNDING_S = 1e-9
-_ENOUGH = 200
-"""Steps after which the mean is what it will be."""
 
 
 class Cores:
@@ -103,9 +100,6 @@ class CpuNode:
         self._cores = Cores(work.cores, ask_at)
         self._scheduler = _Process(self._cores)
         self._client = _Process(self._cores)
-        # Of each host the number of its last step, counted over all.
-        self._last: dict[Host, int] = {}
-        self._steps = count(1)
 
     def threads(self, percent: int) -> int:
         """Threads of a host of that share."""
@@ -124,13 +118,11 @@ class CpuNode:
             at, taken, lambda at: self._cores.run(at, rest, then)))  # fmt: skip
 
     def step(
-        self, now: float, host: Host, seconds: float, tokens: int, then: Then, *, threads: int
+        self, now: float, seconds: float, tokens: int, then: Then, *, threads: int
     ) -> None:  # fmt: skip
         """A step that takes so long on an idle node, the scheduler's part included."""
         unit = self._work.unit
         between = min(seconds, unit.scheduler.of_step(tokens))
-        seconds += unit.crowded(seconds, self._stepped_since(host))
-        self._last[host] = next(self._steps)
 
         def computed(at: float) -> None:
             self._scheduler.run(at, between, answered)
@@ -140,35 +132,6 @@ class CpuNode:
             then(at)
 
         self._cores.run(now, seconds - between, computed, threads=threads)
-
-    def _stepped_since(self, host: Host) -> int:
-        """Other hosts that stepped since this one did: what they left in the caches is theirs."""
-        own = self._last.get(host, 0)
-        return sum(last > own for last in self._last.values())
-
-
-def together_s(
-    work: CpuWork, step_s: float, tokens: int, *, percent: int, hosts: int
-) -> float:  # fmt: skip
-    """Seconds from a step of a host to its next while so many hosts step all the time."""
-    steps, dates = -hosts, [0.0]
-
-    def stepping(host: int) -> Then:
-        def begin(now: float) -> None:
-            nonlocal steps
-            steps += 1
-            node.step(now, host, step_s, tokens, begin, threads=node.threads(percent))
-
-        return begin
-
-    node = CpuNode(work, lambda at, _: dates.append(at))
-    for host in range(hosts):
-        stepping(host)(0.0)
-    now = 0.0
-    while steps < _ENOUGH * hosts:
-        now = dates[-1]
-        node.settle(now)
-    return now * hosts / steps
 
 
 def _read(now: float) -> None:

@@ -204,8 +204,7 @@ class SimUnit:
             self.end(flight, now)
             self._calendar.touched(self)
 
-        host = self.plan.id, flight.member.model, flight.phase
-        self._node.step(flight.begin, host, seconds, flight.batch, end,
+        self._node.step(flight.begin, seconds, flight.batch, end,
                         threads=self._node.threads(flight.grant.percent))  # fmt: skip
 
     def _move_in(self, member: SimMember, host: Host, grant: GrantDecision) -> tuple[int, float]:

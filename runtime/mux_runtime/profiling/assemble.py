@@ -1,19 +1,25 @@
 """Measured points as a profile: tables by model, costs, pairs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from mux_core.costmodel.profile import Profile
 from mux_core.costmodel.profile_set import (
+    CPU,
     MadeOn,
     ModelProfile,
     PairTimes,
     ProfileSet,
+    Served,
     UnitCost,
     Work,
+    planning_table,
 )
 from mux_core.costmodel.table import StepRow, step_table
 from mux_core.llm import ModelGeometry
 from mux_runtime.profiling.journal import Value
-from mux_runtime.profiling.points import Kind, Point
+from mux_runtime.profiling.points import UNIT_PERCENT, Kind, Point
+from mux_runtime.profiling.unit_cost import CONTEXT, PROMPT
 
 
 def assemble(
@@ -21,15 +27,16 @@ def assemble(
     geometries: Mapping[str, ModelGeometry], left_out: Sequence[str],
 ) -> ProfileSet:  # fmt: skip
     """The profile of what was measured. `geometries` by model, in the order of the profile."""
+    unit = next((found[p.key] for p in points if p.kind is Kind.UNIT and p.key in found), None)
     models = tuple(
-        _model(name, geometry, found, points, gpu) for name, geometry in geometries.items()
+        _with_served(_model(name, geometry, found, points, gpu), unit, made)
+        for name, geometry in geometries.items()
     )
     pairs = tuple(
         PairTimes(sides=point.pair, alone_s=_two(found[point.key]["alone_s"]),
                   together_s=_two(found[point.key]["together_s"]))
         for point in points if point.pair is not None and point.key in found
     )  # fmt: skip
-    unit = next((found[p.key] for p in points if p.kind is Kind.UNIT and p.key in found), None)
     return ProfileSet(gpu=gpu, made=made, models=models, pairs=pairs, left_out=tuple(left_out),
                       unit=None if unit is None else _unit(unit))  # fmt: skip
 
@@ -58,9 +65,23 @@ def _model(
                         host_bytes=int(once.get(Kind.MEMORY, 0)))  # fmt: skip
 
 
+def _with_served(model: ModelProfile, unit: Value | None, made: MadeOn) -> ModelProfile:
+    """With how its steps in the unit compare with those on the bench, if it was served there."""
+    steps = None if unit is None else unit["steps"].get(model.name)
+    if steps is None:
+        return model
+    bench = Profile(planning_table(model, made, CPU))
+    decode_s = [bench.decode_s(tensor=1, percent=UNIT_PERCENT, batch=batch, context=CONTEXT)
+                for batch in steps["batches"]]  # fmt: skip
+    prefill_s = bench.prefill_s(tensor=1, percent=UNIT_PERCENT, batch=1, tokens=PROMPT)
+    return replace(model, served=Served(decode=sum(steps["decode_s"]) / sum(decode_s),
+                                        prefill=steps["prefill_s"] / prefill_s))  # fmt: skip
+
+
 def _unit(value: Value) -> UnitCost:
-    works = {who: Work(**value[who]) for who in ("scheduler", "client")}
-    return UnitCost(**{**value, **works})
+    cost = value["cost"]
+    works = {who: Work(**cost[who]) for who in ("scheduler", "client")}
+    return UnitCost(**{**cost, **works})
 
 
 def _two(values: Sequence[float]) -> tuple[float, float]:

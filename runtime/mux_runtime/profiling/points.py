@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from mux_core.costmodel.profile_set import CROWD, PairStep, percent_of
+from mux_core.costmodel.profile_set import PairStep, percent_of
 from mux_core.engine import Phase
 
 QUICK_BATCHES: Final = (1, 2, 4, 8, 16, 32)
@@ -20,6 +20,8 @@ STEP_TOKENS: Final = 2048
 PAIR_CONTEXT: Final = 256
 PAIR_BATCH: Final = 4
 PAIR_PROMPT: Final = 128
+UNIT_PERCENT: Final = 33
+"""Of each host of the unit whose own cost is timed."""
 PASSES: Final = 3
 MOST_PASSES: Final = 5
 GPU_PERCENTS: Final = tuple(range(10, 101, 10))
@@ -115,7 +117,7 @@ def make_grid(
         points += _steps(subject, used, quick=quick, most_batch=most_batch, left_out=left_out)
     half = [share for share in used if 2 * share <= 100]
     if unit:
-        points.append(Point(kind=Kind.UNIT, percent=100 // CROWD))
+        points.append(Point(kind=Kind.UNIT, percent=UNIT_PERCENT))
     if half:
         points += _pairs(subjects, half[-1])
     else:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
 from statistics import fmean
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 from mux_core.engine import Phase
 from mux_core.units import Bytes
@@ -20,10 +20,10 @@ from mux_runtime.profiling import steps
 from mux_runtime.profiling.bench import Bench, BenchHost, Device, open_bench
 from mux_runtime.profiling.journal import Journal, Value
 from mux_runtime.profiling.points import PAIR_CONTEXT, Grid, Kind, Point
+from mux_runtime.profiling.probe_unit import ToServe, open_unit
 from mux_runtime.profiling.shares import open_partition
-from mux_runtime.profiling.unit_cost import BATCHES, CONTEXT, PROMPT, EngineTimes, unit_cost
+from mux_runtime.profiling.unit_cost import unit_times
 
-PROBE: Final = "(probe)"
 OPEN_HOSTS: Final = 8
 """More are not kept open: each holds the memory of its back-end."""
 SETTLED: Final = 0.05
@@ -37,7 +37,7 @@ Told = Callable[[str, float, float], None]
 class Job:
     """What to profile: folders of checkpoints by name, on a device.
 
-    `probe`: the small model whose unit is timed, with a tokenizer. `deadline` is a moment of
+    `to_serve`: by the unit whose own cost is timed. `deadline` is a moment of
     `time.monotonic`, after which no further point is begun. `passes`: this run makes no more, even
     if more are due.
     """
@@ -48,7 +48,7 @@ class Job:
     folder: Path
     unit_bytes: int
     arena: Bytes
-    probe: Path
+    to_serve: ToServe
     deadline: float | None = None
     passes: int | None = None
 
@@ -61,7 +61,7 @@ async def run(job: Job, journal: Journal, told: Told) -> tuple[str, ...]:
         open_bench(job.folder, job.device, unit_bytes=job.unit_bytes, arena=job.arena,
                    partition=partition) as bench,
     ):  # fmt: skip
-        hosts = _Hosts(bench=bench, models={**job.models, PROBE: job.probe})
+        hosts = _Hosts(bench=bench, models=job.models)
         clock = _Clock(job.deadline)
         for turn, missing in _turns(job, journal):
             for at, point in enumerate(missing):
@@ -184,7 +184,7 @@ async def _measure(point: Point, hosts: _Hosts, job: Job) -> Value:
         case Kind.PAIR:
             return await _pair(point, hosts)
         case Kind.UNIT:
-            return await _unit(point, hosts, job)
+            return await _unit(point, job)
         case Kind.PREFILL:
             host = await hosts.get(point.model, Phase.PREFILL, point.percent)
             return {"s": await steps.prefill_s(host, batch=point.batch, tokens=point.tokens)}
@@ -218,15 +218,9 @@ async def _pair(point: Point, hosts: _Hosts) -> Value:
     return {"alone_s": alone, "together_s": together}
 
 
-async def _unit(point: Point, hosts: _Hosts, job: Job) -> Value:
-    decode = await hosts.get(PROBE, Phase.DECODE, point.percent)
-    prefill = await hosts.get(PROBE, Phase.PREFILL, point.percent)
-    few, lots = [await steps.decode_s(decode, batch=b, context=CONTEXT) for b in BATCHES]
-    engine = EngineTimes(
-        decode_s=(few, lots), prefill_s=await steps.prefill_s(prefill, batch=1, tokens=PROMPT)
-    )
-    cost = await unit_cost(job.folder, job.probe, point.percent, engine)
-    return asdict(cost)
+async def _unit(point: Point, job: Job) -> Value:
+    async with open_unit(job.folder, job.to_serve, point.percent) as unit:
+        return asdict(await unit_times(unit))
 
 
 def values(journal: Journal, points: Sequence[Point]) -> dict[str, Value]:
@@ -236,18 +230,22 @@ def values(journal: Journal, points: Sequence[Point]) -> dict[str, Value]:
     for point in points:
         passes = _passes(journal, point)
         if passes and point.kind is Kind.UNIT:
-            # Its parts were told apart by fits, so that one is too small where another is too
-            # large, and which pass is the middle one says nothing of any of them.
+            # Its parts were told apart by fits: one is too small where another is too large, and
+            # which pass is the middle one says nothing of any of them.
             found[point.key] = _mean(passes)
         elif passes:
             found[point.key] = sorted(passes, key=_size)[(len(passes) - 1) // 2]
     return found
 
 
-def _mean(values: Sequence[Value]) -> Value:
-    return {name: _mean([value[name] for value in values]) if isinstance(part, Mapping)
-            else fmean(value[name] for value in values)
-            for name, part in values[0].items()}  # fmt: skip
+def _mean(values: Sequence[Any]) -> Any:
+    match values[0]:
+        case Mapping():
+            return {name: _mean([value[name] for value in values]) for name in values[0]}
+        case list() | tuple():
+            return [_mean(parts) for parts in zip(*values, strict=True)]
+        case _:
+            return fmean(values)
 
 
 def _passes(journal: Journal, point: Point) -> list[Value]:
@@ -260,6 +258,6 @@ def _size(value: Value) -> float:
     """What makes one measurement of a point smaller than another."""
     if "together_s" in value:
         return float(sum(value["together_s"]) + sum(value["alone_s"]))
-    if "token_s" in value:
-        return float(value["step_s"] + BATCHES[-1] * value["token_s"])
+    if "cost" in value:
+        return float(value["cost"]["step_s"] + value["cost"]["token_s"])
     return float(value.get("s", value.get("bytes", 0.0)))

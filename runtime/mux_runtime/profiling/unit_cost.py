@@ -1,232 +1,170 @@
-"""What a whole unit adds to its engine's steps: measured on a unit of one small model.
+"""What a whole unit adds to its engines' steps: measured on a unit of the profiled models.
 
 The unit is `python -m mux_runtime unit`, asked over HTTP from this machine, so on a CPU client,
-front, scheduler and engine share the cores, as they do under load.
+front, scheduler and engines share the cores, as they do under load. Each model is asked alone;
+what is told apart by processes is told by the seconds of a core that each has run.
 """
 
 import asyncio
-import contextlib
-import os
-import signal
-import socket
-import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from statistics import median
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Final
 
-import aiohttp
 from scipy.optimize import nnls
 
-from mux_core.costmodel.profile_set import CROWD, CpuWork, UnitCost, Work
+from mux_core.costmodel.profile_set import UnitCost, Work
+from mux_core.engine import Phase
 from mux_core.errors import PeerError
-from mux_core.simulator.cores import together_s
-from mux_core.unitspec import Device, MemberSpec, UnitSpec, to_json
-from mux_runtime.profiling.client import open_session, stream
-from mux_runtime.profiling.devices import cores
-from mux_runtime.supervisor.children import Child, Children
-from mux_runtime.supervisor.main import BRAIN
+from mux_runtime.profiling.client import Marks, open_session, stream
+from mux_runtime.profiling.probe_unit import ProbeUnit, core_seconds
 
-HOST: Final = "127.0.0.1"
-MODELS: Final = tuple(f"probe-{number}" for number in range(CROWD))
-MEMORY: Final = CROWD * (256 << 20)
-READY_S: Final = 180.0
-BATCHES: Final = (1, 8)
 OUTPUTS: Final = 60
-PROMPT: Final = 16
-ROUNDS: Final = 5
-CROWDS: Final = ((1, 10), (8, 10), (32, 5))
-"""(streams of each model at once, rounds): what cold caches cost a step, whatever its batch, and
-what they cost it in proportion, shows only over steps that are very short and quite long."""
-LOADS: Final = ((1, OUTPUTS, 8), (8, OUTPUTS, 5), (8, 3, 24))
-"""(streams at once, tokens of each, rounds): long ones alone and together, and short ones."""
+PROMPT: Final = 64
+MOST_TOKENS: Final = PROMPT + OUTPUTS
+"""Of any stream."""
 CONTEXT: Final = PROMPT + OUTPUTS // 2
-"""Mean context of the streams, for the engine's own time of such a step."""
+"""Mean context of a stream of so many tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineTimes:
-    """The probe's own steps on a bench: decode by the batches of `BATCHES`, prefill of `PROMPT`."""
+class Load:
+    """Streams of one model at once, tokens of each, and how often again."""
 
-    decode_s: tuple[float, float]
+    streams: int
+    outputs: int
+    rounds: int
+
+
+SINGLE: Final = Load(streams=1, outputs=OUTPUTS, rounds=5)
+MANY: Final = Load(streams=8, outputs=OUTPUTS, rounds=5)
+LOADS: Final = (SINGLE, MANY, Load(streams=1, outputs=3, rounds=20),
+                Load(streams=8, outputs=3, rounds=15))  # fmt: skip
+"""Each has more of another thing: steps, tokens, requests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a unit did for a load of one model, and seconds of a core that its processes ran.
+
+    Steps and seconds of engine hosts by phase; `tpot_s`, `ttft_s`: medians of the streams.
+    """
+
+    load: Load
+    scheduler_s: float
+    client_s: float
+    hosts_s: Mapping[Phase, float]
+    steps: Mapping[Phase, int]
+    tpot_s: float
+    ttft_s: float
+
+    @property
+    def requests(self) -> int:
+        return self.load.streams * self.load.rounds
+
+    @property
+    def tokens(self) -> int:
+        return self.requests * self.load.outputs
+
+    @property
+    def done(self) -> tuple[int, int, int]:
+        """(steps, tokens, requests)."""
+        return sum(self.steps.values()), self.tokens, self.requests
+
+    @property
+    def batch(self) -> float:
+        """Mean of its decode steps: the first token of a request is of its prefill."""
+        return (self.tokens - self.requests) / self.steps[Phase.DECODE]
+
+    def step_s(self, phase: Phase) -> float:
+        """Mean seconds of a core of a step."""
+        return self.hosts_s[phase] / self.steps[phase]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSteps:
+    """Mean seconds of a core of a model's steps in the unit: decodes of these mean batches and of
+    `CONTEXT`, and the prefill of one prompt of `PROMPT` tokens."""
+
+    batches: Sequence[float]
+    decode_s: Sequence[float]
     prefill_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Streams:
-    """Streams that ran at once: median seconds between tokens, and to the first one."""
+class UnitTimes:
+    """What a unit costs, and by model how long steps took in it."""
 
-    tpot_s: float
-    ttft_s: float
-
-
-async def unit_cost(
-    folder: Path, model: Path, percent: int, engine: EngineTimes
-) -> UnitCost:  # fmt: skip
-    """Runs the probe's streams in a unit and takes the engine's share off. `folder` exists."""
-    async with _unit(folder, model, percent) as unit:
-        await _streams(unit.url, 1, models=MODELS)
-        one, many = [await _median_streams(unit.url, batch) for batch in BATCHES]
-        scheduler, client = await _work(unit)
-        crowds = {batch: await _crowd(unit.url, batch, rounds) for batch, rounds in CROWDS}
-    few, lots = BATCHES
-    beyond = [max(0.0, s.tpot_s - own)
-              for s, own in zip((one, many), engine.decode_s, strict=True)]  # fmt: skip
-    token = max(0.0, (beyond[1] - beyond[0]) / (lots - few))
-    cost = UnitCost(step_s=max(0.0, beyond[0] - token), token_s=token,
-                    request_s=max(0.0, one.ttft_s - engine.prefill_s),
-                    scheduler=scheduler, client=client)  # fmt: skip
-    return crowded(CpuWork(cores=cores(), unit=cost), percent, crowds)
+    cost: UnitCost
+    steps: Mapping[str, ServedSteps]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crowd:
-    """Seconds between tokens with streams of one model, and of `CROWD` models at once."""
-
-    alone_s: float
-    together_s: float
-
-
-def crowded(work: CpuWork, percent: int, crowds: Mapping[int, Crowd]) -> UnitCost:
-    """The unit's cost, with what a crowd costs beyond its sharing the cores; `crowds` by batch."""
-    shared = {batch: together_s(work, found.alone_s, batch, percent=percent, hosts=CROWD)
-              for batch, found in crowds.items()}  # fmt: skip
-    more = [max(0.0, found.together_s / shared[batch] - 1) for batch, found in crowds.items()]
-    (fixed, part), _ = nnls([(1 / found.alone_s, 1.0) for found in crowds.values()], more)
-    return replace(work.unit, crowded_s=float(fixed), crowded_part=float(part))
+async def unit_times(unit: ProbeUnit) -> UnitTimes:
+    """Asks one model after another."""
+    for model in unit.models:
+        await _ask(unit, model, SINGLE)
+    ran = {model: [await _ran(unit, model, load) for load in LOADS] for model in unit.models}
+    cost = unit_cost([one for found in ran.values() for one in found])
+    return UnitTimes(cost=cost, steps={name: served_steps(found) for name, found in ran.items()})
 
 
-async def _crowd(url: str, batch: int, rounds: int) -> Crowd:
-    """In turn, so that a machine that is slower for a while is so for both."""
-    alone, slower = [], []
-    for _ in range(rounds):
-        alone.append((await _streams(url, batch)).tpot_s)
-        slower.append((await _streams(url, batch, models=MODELS)).tpot_s / alone[-1])
-    return Crowd(alone_s=median(alone), together_s=median(alone) * median(slower))
+def unit_cost(ran: Sequence[Ran]) -> UnitCost:
+    """What is between steps, as the clients saw it; and what scheduler and client run."""
+    single = [one for one in ran if one.load == SINGLE]
+    many = [one for one in ran if one.load == MANY]
+    one_s, many_s = (fmean(found.tpot_s - found.step_s(Phase.DECODE) for found in of)
+                     for of in (single, many))  # fmt: skip
+    token_s = max(0.0, (many_s - one_s) / (fmean(found.batch for found in many) - 1))
+    return UnitCost(
+        step_s=max(0.0, one_s - token_s), token_s=token_s,
+        request_s=max(0.0, fmean(found.ttft_s - found.step_s(Phase.PREFILL) for found in single)),
+        scheduler=_work(ran, lambda found: found.scheduler_s),
+        client=_work(ran, lambda found: found.client_s))  # fmt: skip
 
 
-async def _median_streams(url: str, batch: int) -> Streams:
-    runs = [await _streams(url, batch) for _ in range(ROUNDS)]
-    return Streams(tpot_s=median(r.tpot_s for r in runs), ttft_s=median(r.ttft_s for r in runs))
+def _work(ran: Sequence[Ran], seconds: Callable[[Ran], float]) -> Work:
+    costs, _ = nnls([one.done for one in ran], [seconds(one) for one in ran])
+    step_s, token_s, request_s = map(float, costs)
+    return Work(step_s=step_s, token_s=token_s, request_s=request_s)
 
 
-async def _work(unit: "_Unit") -> tuple[Work, Work]:
-    """What scheduler and client run, from loads of which each has more of another thing."""
-    done: list[tuple[int, int, int]] = []
-    ran: list[tuple[float, float]] = []
-    for batch, outputs, rounds in LOADS:
-        scheduler, client = core_seconds(unit.scheduler), time.process_time()
-        for _ in range(rounds):
-            await _streams(unit.url, batch, outputs)
-        ran.append((core_seconds(unit.scheduler) - scheduler, time.process_time() - client))
-        done.append((rounds * outputs, rounds * batch * outputs, rounds * batch))
-    return tuple(  # type: ignore[return-value]
-        Work(**dict(zip(("step_s", "token_s", "request_s"), map(float, nnls(done, seconds)[0]),
-                        strict=True)))
-        for seconds in zip(*ran, strict=True)
+def served_steps(ran: Sequence[Ran]) -> ServedSteps:
+    """Of one model."""
+    long = [one for one in ran if one.load in (SINGLE, MANY)]
+    alone = [one for one in ran if one.load.streams == 1]
+    return ServedSteps(
+        batches=[one.batch for one in long],
+        decode_s=[one.step_s(Phase.DECODE) for one in long],
+        prefill_s=sum(one.hosts_s[Phase.PREFILL] for one in alone)
+        / sum(one.steps[Phase.PREFILL] for one in alone),
     )  # fmt: skip
 
 
-async def _streams(
-    url: str, batch: int, outputs: int = OUTPUTS, *, models: Sequence[str] = MODELS[:1]
-) -> Streams:
-    """So many streams of each model at once."""
+async def _ran(unit: ProbeUnit, model: str, load: Load) -> Ran:
+    steps, client = await unit.steps(model), time.process_time()
+    scheduler, hosts = core_seconds(unit.scheduler), unit.host_seconds(model)
+    marks = await _ask(unit, model, load)
+    hosts_after, scheduler_after = unit.host_seconds(model), core_seconds(unit.scheduler)
+    client_after, steps_after = time.process_time(), await unit.steps(model)
+    return Ran(
+        load=load, scheduler_s=scheduler_after - scheduler, client_s=client_after - client,
+        hosts_s={phase: hosts_after[phase] - hosts[phase] for phase in Phase},
+        steps={phase: steps_after[phase] - steps[phase] for phase in Phase},
+        tpot_s=median((one.last - one.first) / (load.outputs - 1) for one in marks),
+        ttft_s=median(one.first - one.sent for one in marks))  # fmt: skip
+
+
+async def _ask(unit: ProbeUnit, model: str, load: Load) -> list[Marks]:
+    prompt = list(range(10, 10 + PROMPT))
+    marks: list[Marks] = []
     async with open_session() as session:
-        prompt = list(range(10, 10 + PROMPT))
-        found = await asyncio.gather(
-            *(
-                stream(session, url, model, prompt, outputs)
-                for model in models
-                for _ in range(batch)
-            )
-        )
-    for marks in found:
-        if not marks.whole:
-            raise PeerError(f"probe unit: {marks.error}")
-    return Streams(tpot_s=median((m.last - m.first) / (outputs - 1) for m in found),
-                   ttft_s=min(m.first - m.sent for m in found))  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Unit:
-    """A unit that serves: where, and the pid of its scheduler's process."""
-
-    url: str
-    scheduler: int
-
-
-@asynccontextmanager
-async def _unit(folder: Path, model: Path, percent: int) -> AsyncIterator[_Unit]:
-    """A unit that serves the probe."""
-    spec = UnitSpec(unit="profile", pool="profile", namespace="profile", generation=1,
-                    incarnation=1, device=Device.CPU, gpus=1, memory_bytes=MEMORY,
-                    members=tuple(
-                        MemberSpec(model=name, served_name=name, path=str(model),
-                                   prefill_percent=percent, decode_percent=percent)
-                        for name in MODELS))  # fmt: skip
-    file = folder / "spec.json"
-    file.write_text(to_json(spec))
-    http, internal, metrics, control = _free_ports(4)
-    ended: list[tuple[Child, int]] = []
-    children = Children(folder, lambda child, code: ended.append((child, code)))
-    child = children.spawn("unit", [
-        sys.executable, "-m", "mux_runtime", "unit", "--spec", str(file),
-        "--run-dir", str(folder / "run"), "--host", HOST, "--http-port", str(http),
-        "--internal-port", str(internal), "--metrics-port", str(metrics),
-        "--control-port", str(control)])  # fmt: skip
-    try:
-        url = f"http://{HOST}:{http}"
-        await _until_ready(url, children, child)
-        yield _Unit(url=url, scheduler=_scheduler_of(child.pid))
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGTERM)
-        child.process.wait()
-        children.reap()
-
-
-def _scheduler_of(supervisor: int) -> int:
-    """The child in which a unit's scheduler and front run."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            parent = stat.read_text().rpartition(")")[2].split()[1]
-            words = (stat.parent / "cmdline").read_bytes().split(b"\0")
-            if int(parent) == supervisor and BRAIN.encode() in words:
-                return int(stat.parent.name)
-    raise PeerError(f"probe unit: no child of process {supervisor} is its scheduler")
-
-
-def core_seconds(pid: int) -> float:
-    """Seconds that a process ran on a core, its threads together."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
-
-
-async def _until_ready(url: str, children: Children, child: Child) -> None:
-    deadline = time.monotonic() + READY_S
-    async with aiohttp.ClientSession() as session:
-        while time.monotonic() < deadline:
-            children.reap()
-            if children.find("unit") is None:
-                raise PeerError(f"probe unit ended: {child.tail()}")
-            with contextlib.suppress(aiohttp.ClientError):
-                async with session.get(f"{url}/v1/models") as answer:
-                    listed = {model["id"] for model in (await answer.json()).get("data", ())}
-                    if listed.issuperset(MODELS):
-                        return
-            await asyncio.sleep(0.1)
-    raise PeerError(f"probe unit: not ready after {READY_S:.0f} s: {child.tail()}")
-
-
-def _free_ports(count: int) -> list[int]:
-    socks = [socket.socket() for _ in range(count)]
-    try:
-        for sock in socks:
-            sock.bind((HOST, 0))
-        return [int(sock.getsockname()[1]) for sock in socks]
-    finally:
-        for sock in socks:
-            sock.close()
+        for _ in range(load.rounds):
+            marks += await asyncio.gather(
+                *(stream(session, unit.url, unit.models[model], prompt, load.outputs)
+                  for _ in range(load.streams))
+            )  # fmt: skip
+    for one in marks:
+        if not one.whole:
+            raise PeerError(f"probe unit: {one.error}")
+    return marks

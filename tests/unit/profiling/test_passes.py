@@ -29,11 +29,12 @@ def test_the_middle_of_a_points_passes_counts(tmp_path, taken: Sequence[float], 
 def test_of_a_unit_the_mean_of_the_passes_counts_part_by_part(tmp_path):
     journal = Journal.open(tmp_path / "j", {"format": "j"})
     for turn, (step, token, run) in enumerate(((9, 0, 3), (0, 0.5, 1))):
-        journal.note(UNIT.key, turn,
-                     {"step_s": step, "token_s": token, "scheduler": {"step_s": run}})  # fmt: skip
+        cost = {"step_s": step, "token_s": token, "scheduler": {"step_s": run}}
+        journal.note(UNIT.key, turn, {"cost": cost, "steps": {"m": {"batches": [1.0, step]}}})
     journal.close()
     assert values(journal, [UNIT])[UNIT.key] == {
-        "step_s": 4.5, "token_s": 0.25, "scheduler": {"step_s": 2}}  # fmt: skip
+        "cost": {"step_s": 4.5, "token_s": 0.25, "scheduler": {"step_s": 2}},
+        "steps": {"m": {"batches": [1.0, 4.5]}}}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,40 +1,65 @@
-"""What a crowd of hosts costs beyond its share of the cores, out of measured streams."""
+"""What a unit costs, told from what its processes ran for loads of known work."""
+
+from collections.abc import Sequence
 
 import pytest
 
-from mux_core.costmodel.profile_set import CROWD, CpuWork, UnitCost, Work
-from mux_core.simulator.cores import together_s
-from mux_runtime.profiling.unit_cost import Crowd, crowded
+from mux_core.costmodel.profile_set import Work
+from mux_core.engine import Phase
+from mux_runtime.profiling.unit_cost import LOADS, MANY, SINGLE, Load, Ran, served_steps, unit_cost
 
-WORK = CpuWork(cores=2, unit=UnitCost(step_s=4e-4, scheduler=Work(step_s=3e-4, token_s=5e-5),
-                                      client=Work(token_s=3e-5)))  # fmt: skip
-ALONE = {1: 0.002, 8: 0.005}
-
-
-def met(*, fixed: float, part: float) -> UnitCost:
-    """Told streams that were slower by so much than sharing the cores explains."""
-    shared = {batch: together_s(WORK, alone, batch, percent=33, hosts=CROWD)
-              for batch, alone in ALONE.items()}  # fmt: skip
-    return crowded(WORK, 33, {
-        batch: Crowd(alone_s=alone, together_s=shared[batch] * (1 + part + fixed / alone))
-        for batch, alone in ALONE.items()
-    })  # fmt: skip
+SCHEDULER = Work(step_s=1e-3, token_s=1e-4, request_s=2e-3)
+CLIENT = Work(step_s=2e-4, token_s=5e-5, request_s=5e-4)
+DECODE_S = 3e-3
+PREFILL_S = 5e-3
+REQUEST_S = 4e-3
 
 
-@pytest.mark.parametrize(("fixed", "part"), [(0.0, 0.0), (3e-4, 0.0), (0.0, 0.2), (3e-4, 0.2)])
-def test_what_cores_do_not_explain_is_split_by_step_length(fixed: float, part: float) -> None:
-    found = met(fixed=fixed, part=part)
-    assert found.crowded_s == pytest.approx(fixed, abs=1e-9)
-    assert found.crowded_part == pytest.approx(part, abs=1e-6)
-    assert found.scheduler == WORK.unit.scheduler
+def ran(load: Load) -> Ran:
+    """As a unit that works off its batch in step, one prefill each."""
+    requests = load.streams * load.rounds
+    steps = {Phase.PREFILL: requests, Phase.DECODE: load.rounds * (load.outputs - 1)}
+    done = sum(steps.values()), requests * load.outputs, requests
+    own_s = DECODE_S + load.streams * 4e-4
+
+    def of(work: Work) -> float:
+        return done[0] * work.step_s + done[1] * work.token_s + done[2] * work.request_s
+
+    return Ran(
+        load=load, scheduler_s=of(SCHEDULER), client_s=of(CLIENT), steps=steps,
+        hosts_s={Phase.PREFILL: steps[Phase.PREFILL] * PREFILL_S,
+                 Phase.DECODE: steps[Phase.DECODE] * own_s},
+        tpot_s=own_s + SCHEDULER.of_step(load.streams), ttft_s=PREFILL_S + REQUEST_S,
+    )  # fmt: skip
 
 
-def test_a_crowd_that_seems_faster_costs_nothing() -> None:
-    found = met(fixed=-5e-4, part=0.0)
-    assert (found.crowded_s, found.crowded_part) == (0.0, 0.0)
+ALL: Sequence[Ran] = [ran(load) for load in LOADS]
 
 
-def test_a_crowd_is_charged_by_how_many_run() -> None:
-    cost = UnitCost(crowded_s=0.1, crowded_part=0.5)
-    assert [cost.crowded(1.0, others) for others in (0, 1, 2, 5)] == pytest.approx(
-        [0.0, 0.3, 0.6, 0.6])  # fmt: skip
+def test_work_is_told_apart_by_loads_that_have_more_of_one_thing() -> None:
+    cost = unit_cost(ALL)
+    for found, made in ((cost.scheduler, SCHEDULER), (cost.client, CLIENT)):
+        assert (found.step_s, found.token_s, found.request_s) == pytest.approx(
+            (made.step_s, made.token_s, made.request_s))  # fmt: skip
+
+
+def test_what_is_between_steps_is_what_a_client_waits_beyond_its_engine() -> None:
+    cost = unit_cost(ALL)
+    assert (cost.step_s, cost.token_s) == pytest.approx((SCHEDULER.step_s, SCHEDULER.token_s))
+    assert cost.request_s == pytest.approx(REQUEST_S)
+
+
+def test_nothing_is_negative() -> None:
+    fast = [ran(load) for load in LOADS]
+    for one in fast:
+        object.__setattr__(one, "tpot_s", 0.0)
+        object.__setattr__(one, "ttft_s", 0.0)
+    cost = unit_cost(fast)
+    assert (cost.step_s, cost.token_s, cost.request_s) == (0.0, 0.0, 0.0)
+
+
+def test_steps_in_a_unit_are_seconds_of_a_core_per_step() -> None:
+    found = served_steps(ALL)
+    assert found.batches == pytest.approx([SINGLE.streams, MANY.streams])
+    assert found.decode_s == pytest.approx([DECODE_S + 4e-4, DECODE_S + 8 * 4e-4])
+    assert found.prefill_s == pytest.approx(PREFILL_S)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mux_core.costmodel.profile_set import CpuWork, UnitCost, Work
-from mux_core.simulator.cores import Cores, CpuNode, together_s
+from mux_core.simulator.cores import Cores, CpuNode
 
 
 class Clock:
@@ -102,7 +102,7 @@ def test_the_scheduler_answers_one_step_after_another() -> None:
     clock = Clock()
     units = node(clock, cores=4, scheduler=Work(step_s=0.1))
     for name in "ab":
-        units.step(0.0, name, 1.0, 1, clock.ends(name), threads=1)
+        units.step(0.0, 1.0, 1, clock.ends(name), threads=1)
     clock.run()
     assert clock.ended == {"a": pytest.approx(1.0), "b": pytest.approx(1.1)}
 
@@ -110,10 +110,10 @@ def test_the_scheduler_answers_one_step_after_another() -> None:
 def test_the_client_takes_a_core_and_nobody_waits_for_it() -> None:
     clock = Clock()
     units = node(clock, cores=1, client=Work(token_s=0.5))
-    units.step(0.0, "host", 1.0, 2, clock.ends("step"), threads=1)
+    units.step(0.0, 1.0, 2, clock.ends("step"), threads=1)
     clock.run(until=1.0)
     assert clock.ended == {"step": pytest.approx(1.0)}
-    units.step(1.0, "host", 1.0, 0, clock.ends("next"), threads=1)
+    units.step(1.0, 1.0, 0, clock.ends("next"), threads=1)
     clock.run()
     assert clock.ended["next"] == pytest.approx(3.0)  # one second of it was the client's
 
@@ -125,25 +125,3 @@ def test_a_request_arrives_when_client_and_scheduler_are_done_with_it() -> None:
     units.arrive(0.0, clock.ends("request"))
     clock.run()
     assert clock.ended == {"request": pytest.approx(0.4)}
-
-
-def test_a_step_is_slower_where_others_stepped_since_its_last_one() -> None:
-    clock = Clock()
-    units = node(clock, cores=8, crowded_s=0.2, crowded_part=0.5)
-    for number, host in enumerate("aababc"):
-        units.step(10.0 * number, host, 1.0, 1, clock.ends(f"{number}{host}"), threads=1)
-        clock.run(until=10.0 * number + 9)
-    took = {name: at - 10 * int(name[0]) for name, at in clock.ended.items()}
-    # Nobody before the first; its second step finds its caches as it left them; then in turn.
-    assert took == {"0a": pytest.approx(1.0), "1a": pytest.approx(1.0), "2b": pytest.approx(1.35),
-                    "3a": pytest.approx(1.35), "4b": pytest.approx(1.35),
-                    "5c": pytest.approx(1.7)}  # fmt: skip
-
-
-def test_hosts_that_step_all_the_time_step_as_often_as_cores_allow() -> None:
-    plain = CpuWork(cores=2)
-    assert together_s(plain, 0.01, 1, percent=33, hosts=1) == pytest.approx(0.01)
-    assert together_s(plain, 0.01, 1, percent=33, hosts=2) == pytest.approx(0.01)
-    assert together_s(plain, 0.01, 1, percent=33, hosts=3) == pytest.approx(0.015)
-    one_at_a_time = CpuWork(cores=8, unit=UnitCost(scheduler=Work(step_s=0.01)))
-    assert together_s(one_at_a_time, 0.01, 1, percent=10, hosts=3) == pytest.approx(0.03)
