@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean, median
 from typing import Final
 
@@ -48,7 +49,8 @@ LOADS: Final = (SINGLE, MANY, Load(streams=1, outputs=3, rounds=20),
 class Ran:
     """What a unit did for a load of one model, and seconds of a core that its processes ran.
 
-    Steps and seconds of engine hosts by phase; `tpot_s`, `ttft_s`: medians of the streams.
+    Steps and seconds of engine hosts by phase; `tpot_s`, `ttft_s`: medians, of the streams
+    that began last in their round and of all.
     """
 
     load: Load
@@ -144,27 +146,33 @@ def served_steps(ran: Sequence[Ran]) -> ServedSteps:
 async def _ran(unit: ProbeUnit, model: str, load: Load) -> Ran:
     steps, client = await unit.steps(model), time.process_time()
     scheduler, hosts = core_seconds(unit.scheduler), unit.host_seconds(model)
-    marks = await _ask(unit, model, load)
+    rounds = await _ask(unit, model, load)
     hosts_after, scheduler_after = unit.host_seconds(model), core_seconds(unit.scheduler)
     client_after, steps_after = time.process_time(), await unit.steps(model)
     return Ran(
         load=load, scheduler_s=scheduler_after - scheduler, client_s=client_after - client,
         hosts_s={phase: hosts_after[phase] - hosts[phase] for phase in Phase},
         steps={phase: steps_after[phase] - steps[phase] for phase in Phase},
-        tpot_s=median((one.last - one.first) / (load.outputs - 1) for one in marks),
-        ttft_s=median(one.first - one.sent for one in marks))  # fmt: skip
+        tpot_s=median((one.last - one.first) / (load.outputs - 1) for one in map(_latest, rounds)),
+        ttft_s=median(one.first - one.sent for marks in rounds for one in marks))  # fmt: skip
 
 
-async def _ask(unit: ProbeUnit, model: str, load: Load) -> list[Marks]:
+def _latest(marks: Sequence[Marks]) -> Marks:
+    """The one that began last: the others' arrivals and prefills were over by then."""
+    return max(marks, key=lambda one: one.first)
+
+
+async def _ask(unit: ProbeUnit, model: str, load: Load) -> list[list[Marks]]:
+    """The streams of each round."""
     prompt = list(range(10, 10 + PROMPT))
-    marks: list[Marks] = []
+    rounds: list[list[Marks]] = []
     async with open_session() as session:
         for _ in range(load.rounds):
-            marks += await asyncio.gather(
+            rounds.append(await asyncio.gather(
                 *(stream(session, unit.url, unit.models[model], prompt, load.outputs)
                   for _ in range(load.streams))
-            )  # fmt: skip
-    for one in marks:
+            ))  # fmt: skip
+    for one in chain.from_iterable(rounds):
         if not one.whole:
             raise PeerError(f"probe unit: {one.error}")
-    return marks
+    return rounds
