@@ -21,7 +21,7 @@ from mux_cli.profile_progress import Progress
 from mux_cli.profile_subjects import Subject
 from mux_cli.profile_unit import models_to_serve
 from mux_core.costmodel.hardware import gpu_type
-from mux_core.costmodel.profile_file import dump_profiles
+from mux_core.costmodel.profile_file import SET_VERSION, dump_profiles
 from mux_core.costmodel.profile_set import CPU, ENGINE_PATHS, MadeOn, ProfileSet
 from mux_core.errors import PeerError, SpecError
 from mux_core.units import GIB, Bytes, format_bytes
@@ -149,7 +149,8 @@ class ProfileJob:
     def _header(self, grid: points.Grid, made: MadeOn) -> Mapping[str, Any]:
         """What must be the same for a run to go on with another's measurements."""
         return {
-            "format": "muxserve-profile-journal", "points": len(grid.points),
+            "format": "muxserve-profile-journal", "version": SET_VERSION,
+            "points": len(grid.points),
             "models": {s.name: str(s.source.resolve()) for s in self._subjects},
             "shapes": {s.name: asdict(s.geometry) for s in self._subjects},
             "made": {**asdict(made), "at": "", "commit": "", "load": 0.0},

@@ -28,9 +28,11 @@ def models_to_serve(subjects: Sequence[Subject], folder: Path) -> ToServe:
     memory = 0
     for subject in able[:MOST_MODELS]:
         kv = max(LEAST_BYTES, STREAMS * MOST_TOKENS * subject.token_bytes)
-        memory += subject.geometry.weight_bytes + kv
-        if memory <= room:
-            models[subject.name] = subject.source.resolve()
+        needed = subject.geometry.weight_bytes + kv
+        if memory + needed > room:
+            break
+        models[subject.name] = subject.source.resolve()
+        memory += needed
     if not models:
         return ToServe(models={"": _write_small(folder)}, memory=LEAST_BYTES)
     return ToServe(models=models, memory=memory)

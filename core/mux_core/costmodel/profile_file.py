@@ -8,7 +8,7 @@ JSON, version 1:
 
 A phase that was not measured is left out or null. `percent` is the SM share in force.
 
-Version 2 holds several models measured on one device, what else was timed there, and where and by
+Version 3 holds several models measured on one device, what else was timed there, and where and by
 what it was made; `load_profiles` reads it.
 """
 
@@ -34,7 +34,7 @@ from mux_core.llm import Dtype, ModelGeometry
 
 FORMAT: Final = "muxserve-profile"
 VERSION: Final = 1
-SET_VERSION: Final = 2
+SET_VERSION: Final = 3
 MOST_ROWS: Final = 1_000_000
 _WORK: Final = ("step", "token", "request")
 

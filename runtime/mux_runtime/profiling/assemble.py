@@ -18,7 +18,7 @@ from mux_core.costmodel.profile_set import (
 from mux_core.costmodel.table import StepRow, step_table
 from mux_core.llm import ModelGeometry
 from mux_runtime.profiling.journal import Value
-from mux_runtime.profiling.points import UNIT_PERCENT, Kind, Point
+from mux_runtime.profiling.points import Kind, Point
 from mux_runtime.profiling.unit_cost import CONTEXT, PROMPT
 
 
@@ -27,18 +27,19 @@ def assemble(
     geometries: Mapping[str, ModelGeometry], left_out: Sequence[str],
 ) -> ProfileSet:  # fmt: skip
     """The profile of what was measured. `geometries` by model, in the order of the profile."""
-    unit = next((found[p.key] for p in points if p.kind is Kind.UNIT and p.key in found), None)
-    models = tuple(
-        _with_served(_model(name, geometry, found, points, gpu), unit, made)
-        for name, geometry in geometries.items()
-    )
+    models = [_model(name, geometry, found, points, gpu) for name, geometry in geometries.items()]
+    unit: UnitCost | None = None
+    for point in points:
+        if point.kind is Kind.UNIT and point.key in found:
+            unit, steps = _unit(found[point.key]["cost"]), found[point.key]["steps"]
+            models = [_with_served(model, steps, point.percent, made) for model in models]
     pairs = tuple(
         PairTimes(sides=point.pair, alone_s=_two(found[point.key]["alone_s"]),
                   together_s=_two(found[point.key]["together_s"]))
         for point in points if point.pair is not None and point.key in found
     )  # fmt: skip
-    return ProfileSet(gpu=gpu, made=made, models=models, pairs=pairs, left_out=tuple(left_out),
-                      unit=None if unit is None else _unit(unit))  # fmt: skip
+    return ProfileSet(gpu=gpu, made=made, models=tuple(models), pairs=pairs, unit=unit,
+                      left_out=tuple(left_out))  # fmt: skip
 
 
 def _model(
@@ -65,23 +66,23 @@ def _model(
                         host_bytes=int(once.get(Kind.MEMORY, 0)))  # fmt: skip
 
 
-def _with_served(model: ModelProfile, unit: Value | None, made: MadeOn) -> ModelProfile:
-    """With how its steps in the unit compare with those on the bench, if it was served there."""
-    steps = None if unit is None else unit["steps"].get(model.name)
-    if steps is None:
-        return model
-    bench = Profile(planning_table(model, made, CPU))
-    decode_s = [bench.decode_s(tensor=1, percent=UNIT_PERCENT, batch=batch, context=CONTEXT)
-                for batch in steps["batches"]]  # fmt: skip
-    prefill_s = bench.prefill_s(tensor=1, percent=UNIT_PERCENT, batch=1, tokens=PROMPT)
-    return replace(model, served=Served(decode=sum(steps["decode_s"]) / sum(decode_s),
-                                        prefill=steps["prefill_s"] / prefill_s))  # fmt: skip
-
-
-def _unit(value: Value) -> UnitCost:
-    cost = value["cost"]
+def _unit(cost: Value) -> UnitCost:
     works = {who: Work(**cost[who]) for who in ("scheduler", "client")}
     return UnitCost(**{**cost, **works})
+
+
+def _with_served(
+    model: ModelProfile, steps: Mapping[str, Value], percent: int, made: MadeOn
+) -> ModelProfile:
+    """With how its steps in the unit compare with those on the bench, if it was served there."""
+    if model.name not in steps:
+        return model
+    own, bench = steps[model.name], Profile(planning_table(model, made, CPU))
+    decode_s = [bench.decode_s(tensor=1, percent=percent, batch=batch, context=CONTEXT)
+                for batch in own["batches"]]  # fmt: skip
+    prefill_s = bench.prefill_s(tensor=1, percent=percent, batch=1, tokens=PROMPT)
+    return replace(model, served=Served(decode=sum(own["decode_s"]) / sum(decode_s),
+                                        prefill=own["prefill_s"] / prefill_s))  # fmt: skip
 
 
 def _two(values: Sequence[float]) -> tuple[float, float]:

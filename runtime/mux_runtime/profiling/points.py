@@ -20,8 +20,6 @@ STEP_TOKENS: Final = 2048
 PAIR_CONTEXT: Final = 256
 PAIR_BATCH: Final = 4
 PAIR_PROMPT: Final = 128
-UNIT_PERCENT: Final = 33
-"""Of each host of the unit whose own cost is timed."""
 PASSES: Final = 3
 MOST_PASSES: Final = 5
 GPU_PERCENTS: Final = tuple(range(10, 101, 10))
@@ -64,8 +62,10 @@ class Point:
                 return 1 + self.batch * self.tokens / 200
             case Kind.DECODE:
                 return 1 + self.batch * (1 + self.tokens / 2000) / 10
-            case Kind.PAIR | Kind.UNIT:
+            case Kind.PAIR:
                 return 8
+            case Kind.UNIT:
+                return 80
             case _:
                 return 1
 
@@ -117,7 +117,8 @@ def make_grid(
         points += _steps(subject, used, quick=quick, most_batch=most_batch, left_out=left_out)
     half = [share for share in used if 2 * share <= 100]
     if unit:
-        points.append(Point(kind=Kind.UNIT, percent=UNIT_PERCENT))
+        # Of one thread each, so that seconds of a core of its hosts are the length of their steps.
+        points.append(Point(kind=Kind.UNIT, percent=shares[0]))
     if half:
         points += _pairs(subjects, half[-1])
     else:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from mux_core.unitspec import Device, MemberSpec, UnitSpec, to_json
 from mux_runtime.supervisor.children import Child, Children
 from mux_runtime.supervisor.main import BRAIN
 
+_LIBC: Final = ctypes.CDLL(None)
 HOST: Final = "127.0.0.1"
 READY_S: Final = 180.0
 
@@ -103,9 +105,12 @@ async def open_unit(
 
 
 def core_seconds(pid: int) -> float:
-    """Seconds that a process ran on a core, its threads together."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+    """Seconds that a process ran on a core, all its threads together, ended ones too. PeerError
+    where it is gone. clock_getcpuclockid(3)."""
+    clock = ctypes.c_int()
+    if _LIBC.clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise PeerError(f"probe unit: process {pid} is gone")
+    return time.clock_gettime(clock.value)
 
 
 def _processes(supervisor: int) -> tuple[int, dict[EngineHost, int]]:

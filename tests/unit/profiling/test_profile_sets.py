@@ -1,19 +1,21 @@
 """Profile files of several models: what is written is read, and found by shape."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from mux_core.costmodel.profile import Profile
 from mux_core.costmodel.profile_file import dump_profiles, load_profiles, load_table
-from mux_core.costmodel.profile_set import planning_table, threads_of
+from mux_core.costmodel.profile_set import Served, planning_table, threads_of
 from mux_core.errors import SpecError
 from mux_runtime.brain.hosts import threads
 from profile_builders import MADE, decode_s, model_profile, profile_set, shape
 
 
 def test_a_profile_reads_back_as_it_was_written():
-    before = profile_set()
+    served = replace(model_profile("a", shape()), served=Served(decode=1.2, prefill=1.4))
+    before = profile_set(served, model_profile("b", shape(layers=2)))
     after = load_profiles(dump_profiles(before), subject="p.json")
     assert after.made == before.made
     assert after.left_out == before.left_out
@@ -22,7 +24,7 @@ def test_a_profile_reads_back_as_it_was_written():
     assert after.pairs[0].sides == before.pairs[0].sides
     assert after.pairs[0].slowdowns == pytest.approx((1.5, 1.1))
     for one, other in zip(after.models, before.models, strict=True):
-        assert one.host_bytes == other.host_bytes
+        assert (one.host_bytes, one.served) == (other.host_bytes, other.served)
         for key, rows in other.table.cells.items():
             found = one.table.cells[key]
             assert [r.decode_s for r in found] == pytest.approx([r.decode_s for r in rows])
@@ -46,7 +48,7 @@ def test_one_table_is_read_from_a_profile_of_one_model_only():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 3}, "version 3; this release reads versions 1 and 2"),
+        ({"version": 2}, "version 2; this release reads versions 1 and 3"),
         ({"version": 1}, "version 1 says neither device nor shape"),
         ({"format": "x"}, "is no profile"),
         ({"made": {"device": "x"}}, "is damaged"),

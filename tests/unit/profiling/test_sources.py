@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from mux_core.costmodel.profile import profile_of
+from mux_core.costmodel.profile_set import Served
 from mux_core.costmodel.sources import ProfileCatalog, Source, choose_costs
 from mux_core.errors import SpecError
 from mux_core.llm import Demand, Llm
 from mux_core.placement import GpuNode
 from mux_core.units import Bytes, ModelName, NodeName
-from profile_builders import MADE, decode_s, prefill_s, profile_set, shape
+from profile_builders import MADE, decode_s, model_profile, prefill_s, profile_set, shape
 
 NODES = (GpuNode(name=NodeName("n"), gpus=1, memory=Bytes(1 << 30), gpu="cpu"),)
 
@@ -18,6 +19,10 @@ NODES = (GpuNode(name=NodeName("n"), gpus=1, memory=Bytes(1 << 30), gpu="cpu"),)
 def llm(name, geometry, profile=None):
     return Llm(name=ModelName(name), weight_bytes=Bytes(1 << 20), demand=Demand(rate=1),
                geometry=geometry, profile=profile)  # fmt: skip
+
+
+def rows(table):
+    return [row for cell in table.cells.values() for row in cell]
 
 
 def test_each_llm_gets_the_best_there_is_and_says_which():
@@ -43,6 +48,22 @@ def test_measured_times_hold_what_a_unit_adds_to_a_step():
         assert found == pytest.approx(decode_s(batch, 64) + 5e-4 + 1e-4 * batch)
     found = profile.prefill_s(tensor=1, percent=100, batch=4, tokens=256)
     assert found == pytest.approx(prefill_s(4, 256) + 5e-4 + 4e-4)
+
+
+def test_steps_take_as_many_times_as_long_as_a_unit_showed():
+    measured = model_profile("a", shape())
+    served = Served(decode=1.5, prefill=2.0)
+    profiles = profile_set(replace(measured, served=served), model_profile("b", shape(layers=2)))
+    table = ProfileCatalog((profiles,)).table
+    # The second was not served, so it takes after the first; and so does one that has a fit alone.
+    for geometry in (shape(), shape(layers=2), shape(layers=7)):
+        bench = ProfileCatalog((replace(profiles, unit=None),)).table(geometry)[1]
+        for alone, seen in zip(rows(bench), rows(table(geometry)[1]), strict=True):
+            added = 5e-4 + 1e-4 * alone.batch
+            if alone.decode_s is not None:
+                assert seen.decode_s == pytest.approx(1.5 * alone.decode_s + added)
+            if alone.prefill_s is not None:
+                assert seen.prefill_s == pytest.approx(2.0 * alone.prefill_s + added)
 
 
 def test_costs_read_alike_for_any_name_and_do_not_touch_the_llm_otherwise():

@@ -1,11 +1,17 @@
 """What a unit costs, told from what its processes ran for loads of known work."""
 
+import os
+import subprocess
+import threading
+import time
 from collections.abc import Sequence
 
 import pytest
 
 from mux_core.costmodel.profile_set import Work
 from mux_core.engine import Phase
+from mux_core.errors import PeerError
+from mux_runtime.profiling.probe_unit import core_seconds
 from mux_runtime.profiling.unit_cost import LOADS, MANY, SINGLE, Load, Ran, served_steps, unit_cost
 
 SCHEDULER = Work(step_s=1e-3, token_s=1e-4, request_s=2e-3)
@@ -63,3 +69,18 @@ def test_steps_in_a_unit_are_seconds_of_a_core_per_step() -> None:
     assert found.batches == pytest.approx([SINGLE.streams, MANY.streams])
     assert found.decode_s == pytest.approx([DECODE_S + 4e-4, DECODE_S + 8 * 4e-4])
     assert found.prefill_s == pytest.approx(PREFILL_S)
+
+
+def test_seconds_of_a_core_are_those_of_all_threads_even_ended_ones() -> None:
+    thread = threading.Thread(target=lambda: sum(range(300_000)))
+    thread.start()
+    thread.join()
+    before, seen, after = time.process_time(), core_seconds(os.getpid()), time.process_time()
+    assert before <= seen <= after
+
+
+def test_a_process_that_is_gone_is_said_to_be() -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    with pytest.raises(PeerError, match="is gone"):
+        core_seconds(child.pid)
