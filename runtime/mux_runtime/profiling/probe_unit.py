@@ -94,8 +94,7 @@ async def open_unit(
         url = f"http://{HOST}:{http}"
         await _until_ready(url, names.values(), children, child)
         scheduler, hosts = _processes(child.pid)
-        yield ProbeUnit(url=url, metrics_url=f"http://{HOST}:{metrics}/metrics",
-                        models=names,
+        yield ProbeUnit(url=url, metrics_url=f"http://{HOST}:{metrics}/metrics", models=names,
                         scheduler=scheduler, hosts=hosts)  # fmt: skip
     finally:
         with contextlib.suppress(ProcessLookupError):
