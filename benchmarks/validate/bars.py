@@ -13,12 +13,13 @@ capacity that the estimator predicts by then. Client and unit share the cores of
 same runs are held against these sets of costs:
 
 * measured: every model and every pair was profiled;
+* uncorrected: the same, but taken as they are; all others are multiplied by how many times as long
+  as beside the profile a fixed piece of work took beside the run;
 * pair unseen: the interference of one pair is left out, the other pairs stand for it;
 * model unseen: one model's steps and pairs are left out, it has a fit to the other two.
 
 Figures of the seeds are averaged, then compared; the bars for the unseen are twice as wide. Run it
-on a quiet machine: with every run it prints the load average, and how many times as long as beside
-the profile a fixed piece of work took.
+on a quiet machine: with every run it prints the load average and that ratio.
 """
 
 import argparse
@@ -198,6 +199,7 @@ def make_variants(scene: Scene) -> Iterator[Variant]:
     first, second, third = (model.name for model in whole.models)
     for name, profiles, width in (
         ("measured", whole, 1.0),
+        ("uncorrected", replace(whole, made=replace(whole.made, yardstick_s=0.0)), 1.0),
         (f"pair {first} + {second} unseen", without_pair(whole, {first, second}), 2.0),
         (f"model {third} unseen", without_model(whole, third), 2.0),
     ):

@@ -41,8 +41,8 @@ class Comparison:
     """The same load three times: what was predicted, what a simulation gave, what was seen.
 
     `load_average`: of the machine, at the end; more than its cores means that others ran too.
-    `slower`: times as long as when costs were measured that it took for a fixed piece of work;
-    None where that was not timed.
+    `slower`: times as long as when costs were measured that it took for a fixed piece of work, by
+    which the costs were multiplied; None where that was not timed.
     """
 
     load: float

@@ -1,7 +1,7 @@
 """What running units are to the estimator and the simulator: their members, as they really run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mux_cli.validate_unit import RunningUnit
 from mux_core.costmodel.interference import DEFAULT_INTERFERENCE, Interference
@@ -49,6 +49,12 @@ class Stage:
             Ask(llm=llms[member.model], rate=load * self.rates[member.model], share=member.share)
             for member in unit.members
         )
+
+    def slowed(self, times: float) -> "Stage":
+        """The same where everything takes that many times as long."""
+        tables = {name: table.slowed(times) for name, table in self.costs.tables.items()}
+        cpu = self.cpu and replace(self.cpu, unit=self.cpu.unit.slowed(times))
+        return replace(self, costs=replace(self.costs, tables=tables), cpu=cpu)
 
 
 def make_stage(

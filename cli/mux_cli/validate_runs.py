@@ -72,21 +72,20 @@ def serve_load(
 
 
 def compare(stage: Stage, run: Run) -> Comparison:
-    """What the estimator says of the load, and the simulator of its very arrivals."""
+    """What the estimator says of the load, and the simulator of its very arrivals, both on a
+    machine as fast as it was in the run."""
+    slower = slowness(stage, run)
+    then = stage if slower is None else stage.slowed(slower)
     return Comparison(
         load=run.load, seed=run.seed, observed=run.observed, load_average=run.load_average,
-        slower=slowness(stage, run),
-        predicted=predicted(stage, run.load, run.window.shape, tuple(run.observed)),
-        simulated=simulated(stage, run.asked, begin=run.window.warmup, end=run.window.end),
+        slower=slower,
+        predicted=predicted(then, run.load, run.window.shape, tuple(run.observed)),
+        simulated=simulated(then, run.asked, begin=run.window.warmup, end=run.window.end),
     )  # fmt: skip
 
 
 def slowness(stage: Stage, run: Run) -> float | None:
-    """How many times as long as when the costs were measured the yardstick took; None if unknown.
-
-    Costs are not multiplied by it: beside a load it may be faster than beside a profile, where
-    cores are half idle, and engines are not.
-    """
+    """How many times as long as when the costs were measured the yardstick took; None if unknown."""
     known = stage.yardstick_s and run.yardstick_s
     return run.yardstick_s / stage.yardstick_s if known else None
 

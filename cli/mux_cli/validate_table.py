@@ -46,8 +46,8 @@ def _heading(found: Comparison) -> str:
     offered = sum(figures.offered for figures in found.observed.values())
     slower = ""
     if found.slower is not None:
-        slower = (f"; a fixed piece of work took {found.slower:.2f} times as long as beside the "
-                  "profile")  # fmt: skip
+        slower = (f"; costs are the profile's times {found.slower:.2f}, as a fixed piece of work "
+                  "took that many times as long")  # fmt: skip
     return (f"load {found.load:.3f} of the rates, seed {found.seed}: {offered:.2f} requests/s; "
             "client and units on the same cores, load average "
             f"{found.load_average:.1f}{slower}")  # fmt: skip

@@ -1,11 +1,13 @@
 """The estimator of turns against the simulator, which plays every step under the real policy."""
 
+from dataclasses import replace
+
 import pytest
 
 from mux_cli.validate_figures import relative_error
 from mux_cli.validate_models import Stage
 from mux_cli.validate_predict import capacity, predicted, simulated
-from mux_cli.validate_runs import Window, draw_arrivals
+from mux_cli.validate_runs import Run, Window, compare, draw_arrivals
 from mux_core.costmodel.measured_pairs import PairInterference, pair_interference
 from mux_core.costmodel.sources import ProfileCatalog, choose_costs
 from mux_core.llm import Demand, Llm
@@ -72,6 +74,29 @@ def test_a_half_full_unit_is_estimated_as_it_plays(rates, share):
         assert relative_error(said[model].ttft.p99, played[model].ttft.p99) == pytest.approx(
             0, abs=0.4)  # fmt: skip
         assert relative_error(said[model].kv, played[model].kv) == pytest.approx(0, abs=0.25)
+
+
+def test_half_the_load_on_a_machine_half_as_fast_takes_twice_as_long():
+    """Costs are multiplied by what the yardstick says, and none is forgotten."""
+    found = replace(stage({"a": 1.0, "b": 0.5, "c": 0.5}, shares=UNLIKE), yardstick_s=0.001)
+    load = 0.7 * capacity(found, WINDOW.shape)
+    asked = draw_arrivals(found, load, 1, WINDOW)
+    said = compare(found, run_of(asked, load, WINDOW, yardstick_s=0.001))
+    slow = compare(found, run_of([replace(one, at=2 * one.at) for one in asked], load / 2,
+                                 Window(warmup=2 * WINDOW.warmup, seconds=2 * WINDOW.seconds,
+                                        shape=WINDOW.shape), yardstick_s=0.002))  # fmt: skip
+    assert slow.slower == 2
+    for fast, twice in ((said.predicted, slow.predicted), (said.simulated, slow.simulated)):
+        for model, figures in fast.items():
+            for latency in ("ttft", "tpot"):
+                one, other = getattr(figures, latency), getattr(twice[model], latency)
+                assert other.mean == pytest.approx(2 * one.mean, rel=1e-3)
+                assert other.p99 == pytest.approx(2 * one.p99, rel=1e-3)
+
+
+def run_of(asked, load, window, *, yardstick_s):
+    return Run(load=load, seed=1, window=window, asked=tuple(asked), observed={"a": None, "b": None,
+               "c": None}, errors={}, lag_s=0.0, load_average=1.0, yardstick_s=yardstick_s)  # fmt: skip
 
 
 @pytest.mark.parametrize("part", [0.5, 0.75])

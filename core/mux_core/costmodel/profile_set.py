@@ -60,6 +60,11 @@ class Work:
         """Seconds for a token of which so many steps, or what part of one, are made."""
         return steps * self.step_s + self.token_s
 
+    def slowed(self, times: float) -> "Work":
+        """The same where everything takes that many times as long."""
+        return Work(step_s=self.step_s * times, token_s=self.token_s * times,
+                    request_s=self.request_s * times)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitCost:
@@ -80,6 +85,12 @@ class UnitCost:
     def arrival_s(self) -> float:
         """What a request waits before its prefill step and beyond what stands between steps."""
         return max(0.0, self.request_s - self.step_s - self.token_s)
+
+    def slowed(self, times: float) -> "UnitCost":
+        """The same where everything takes that many times as long."""
+        return UnitCost(step_s=self.step_s * times, token_s=self.token_s * times,
+                        request_s=self.request_s * times, scheduler=self.scheduler.slowed(times),
+                        client=self.client.slowed(times))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

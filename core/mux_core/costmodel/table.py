@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from io import StringIO
 from types import MappingProxyType
@@ -24,6 +24,14 @@ class StepRow:
     tokens: int
     prefill_s: float | None
     decode_s: float | None
+
+    def slowed(self, times: float) -> "StepRow":
+        """The same where everything takes that many times as long."""
+        return replace(
+            self,
+            prefill_s=None if self.prefill_s is None else self.prefill_s * times,
+            decode_s=None if self.decode_s is None else self.decode_s * times,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,11 @@ class StepTable:
                 f"measured degrees: {self.tensors}"
             )
         return found
+
+    def slowed(self, times: float) -> "StepTable":
+        """The same where everything takes that many times as long."""
+        cells = {key: tuple(row.slowed(times) for row in rows) for key, rows in self.cells.items()}
+        return replace(self, cells=MappingProxyType(cells))
 
 
 def step_table(model: str, gpu: str, rows: Iterable[StepRow]) -> StepTable:

@@ -2,7 +2,7 @@
 
 Virtual machines share their processors with others and may be half as fast again for minutes. A
 profile notes how long the work took beside its measurements, a comparison how long it took beside
-its load; far from each other, they are of two machines.
+its load, and takes the profile's costs times the ratio.
 """
 
 import subprocess
