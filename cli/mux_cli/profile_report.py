@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from mux_core.costmodel.fit import cross_validate, fit_device
 from mux_core.costmodel.hardware import GPU_TYPES
-from mux_core.costmodel.profile_set import CPU, ModelProfile, ProfileSet
+from mux_core.costmodel.profile_set import CPU, ModelProfile, ProfileSet, Stretch
 from mux_core.costmodel.table import StepRow
 from mux_core.engine import Phase
 from mux_core.units import format_bytes
@@ -30,8 +30,9 @@ def summary(profiles: ProfileSet) -> Iterator[str]:
                    "request")  # fmt: skip
     for model in profiles.models:
         if model.served is not None:
-            yield (f"unit: steps of {model.name} take x{model.served.decode:.2f} (decode) and "
-                   f"x{model.served.prefill:.2f} (prefill) of their time on the bench")  # fmt: skip
+            yield (f"unit: steps of {model.name} take {_stretch_text(model.served.decode)} "
+                   f"(decode), {_stretch_text(model.served.prefill)} (prefill) of their time on "
+                   "the bench")  # fmt: skip
     for pair in profiles.pairs:
         one, other = pair.sides
         slow, slower = pair.slowdowns
@@ -43,6 +44,10 @@ def summary(profiles: ProfileSet) -> Iterator[str]:
                "cores; measure again on a quiet machine")  # fmt: skip
     for left in profiles.left_out:
         yield f"left out: {left}"
+
+
+def _stretch_text(stretch: Stretch) -> str:
+    return f"x{stretch.times:.2f} + {stretch.longer_s * 1e3:.2f} ms"
 
 
 def _fit_lines(profiles: ProfileSet) -> Iterator[str]:

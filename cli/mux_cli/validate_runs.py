@@ -85,7 +85,7 @@ def compare(stage: Stage, run: Run) -> Comparison:
 
 
 def slowness(stage: Stage, run: Run) -> float | None:
-    """How many times as long as when the costs were measured the yardstick took; None if unknown."""
+    """How many times as long as beside the profile the yardstick took; None if unknown."""
     known = stage.yardstick_s and run.yardstick_s
     return run.yardstick_s / stage.yardstick_s if known else None
 

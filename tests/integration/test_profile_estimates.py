@@ -95,8 +95,8 @@ def test_half_the_load_on_a_machine_half_as_fast_takes_twice_as_long():
 
 
 def run_of(asked, load, window, *, yardstick_s):
-    return Run(load=load, seed=1, window=window, asked=tuple(asked), observed={"a": None, "b": None,
-               "c": None}, errors={}, lag_s=0.0, load_average=1.0, yardstick_s=yardstick_s)  # fmt: skip
+    return Run(load=load, seed=1, window=window, asked=tuple(asked), observed=dict.fromkeys("abc"),
+               errors={}, lag_s=0.0, load_average=1.0, yardstick_s=yardstick_s)  # fmt: skip
 
 
 @pytest.mark.parametrize("part", [0.5, 0.75])

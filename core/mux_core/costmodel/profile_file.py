@@ -8,7 +8,7 @@ JSON, version 1:
 
 A phase that was not measured is left out or null. `percent` is the SM share in force.
 
-Version 3 holds several models measured on one device, what else was timed there, and where and by
+Version 4 holds several models measured on one device, what else was timed there, and where and by
 what it was made; `load_profiles` reads it.
 """
 
@@ -24,6 +24,7 @@ from mux_core.costmodel.profile_set import (
     PairTimes,
     ProfileSet,
     Served,
+    Stretch,
     UnitCost,
     Work,
 )
@@ -34,7 +35,7 @@ from mux_core.llm import Dtype, ModelGeometry
 
 FORMAT: Final = "muxserve-profile"
 VERSION: Final = 1
-SET_VERSION: Final = 3
+SET_VERSION: Final = 4
 MOST_ROWS: Final = 1_000_000
 _WORK: Final = ("step", "token", "request")
 
@@ -70,9 +71,15 @@ def _model_document(model: ModelProfile) -> dict[str, Any]:
     return {
         "model": model.name, "geometry": asdict(model.geometry), "grant_ms": model.grant_s * 1000,
         "handoff_ms": model.handoff_s * 1000, "host_bytes": model.host_bytes,
-        "served": None if model.served is None else asdict(model.served),
+        "served": None if model.served is None else {
+            "decode": _stretch_document(model.served.decode),
+            "prefill": _stretch_document(model.served.prefill)},
         "rows": _rows_document(model.table),
     }  # fmt: skip
+
+
+def _stretch_document(stretch: Stretch) -> dict[str, float]:
+    return {"times": stretch.times, "longer_ms": stretch.longer_s * 1000}
 
 
 def _rows_document(table: StepTable) -> list[dict[str, Any]]:
@@ -167,8 +174,14 @@ def _model(document: Mapping[str, Any], gpu: str, subject: str) -> ModelProfile:
         table=_table(document, gpu, f"{subject}: model {document['model']}"),
         grant_s=document["grant_ms"] / 1000, handoff_s=document["handoff_ms"] / 1000,
         host_bytes=int(document["host_bytes"]),
-        served=None if document["served"] is None else Served(**document["served"]),
+        served=None if document["served"] is None else Served(
+            decode=_stretch(document["served"]["decode"]),
+            prefill=_stretch(document["served"]["prefill"])),
     )  # fmt: skip
+
+
+def _stretch(document: Mapping[str, Any]) -> Stretch:
+    return Stretch(times=float(document["times"]), longer_s=document["longer_ms"] / 1000)
 
 
 def _pair(document: Mapping[str, Any]) -> PairTimes:

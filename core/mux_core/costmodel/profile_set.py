@@ -4,7 +4,7 @@ A share of a CPU is a whole number of threads, so its steps do not slow between 
 threads: `planning_table` says so to readers that interpolate over shares.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from types import MappingProxyType
@@ -128,12 +128,24 @@ class PairTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """How many times as long as on the bench steps take in a unit that serves: there other
-    processes run on the same cores between two steps and leave theirs in the caches."""
+class Stretch:
+    """Steps take so many times as long, and seconds longer."""
 
-    decode: float = 1.0
-    prefill: float = 1.0
+    times: float = 1.0
+    longer_s: float = 0.0
+
+    def of(self, seconds: float) -> float:
+        """How long a step of so many seconds takes."""
+        return seconds * self.times + self.longer_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """How much longer than on the bench steps take in a unit that serves: there a host has requests
+    to hear of and tokens to tell, and others leave theirs in the caches between two steps."""
+
+    decode: Stretch = Stretch()
+    prefill: Stretch = Stretch()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,12 +182,17 @@ class ProfileSet:
         known = [model.served for model in self.models if model.served is not None]
         if not known:
             return Served()
-        return Served(decode=fmean(one.decode for one in known),
-                      prefill=fmean(one.prefill for one in known))  # fmt: skip
+        return Served(decode=_mean([one.decode for one in known]),
+                      prefill=_mean([one.prefill for one in known]))  # fmt: skip
 
     def find(self, geometry: ModelGeometry) -> ModelProfile | None:
         """The profile of a model of this shape, whatever its name."""
         return next((m for m in self.models if same_shape(m.geometry, geometry)), None)
+
+
+def _mean(of: Sequence[Stretch]) -> Stretch:
+    return Stretch(times=fmean(one.times for one in of),
+                   longer_s=fmean(one.longer_s for one in of))  # fmt: skip
 
 
 def check_made(made: MadeOn, *, release: str, subject: str) -> None:

@@ -14,8 +14,8 @@ from mux_core.costmodel.table import StepRow, StepTable, step_table
 def seen_table(
     table: StepTable, unit: UnitCost, served: Served, *, grant_s: float = 0.0
 ) -> StepTable:  # fmt: skip
-    """Every step as many times as long as `served` says, and longer by what the unit adds;
-    `grant_s` is what a bare grant already costs."""
+    """Every step as long as `served` says, and longer by what the unit adds; `grant_s` is what a
+    bare grant already costs."""
     rows = (_seen(row, unit, served, grant_s) for cell in table.cells.values() for row in cell)
     return step_table(table.model, table.gpu, rows)
 
@@ -24,6 +24,6 @@ def _seen(row: StepRow, unit: UnitCost, served: Served, grant_s: float) -> StepR
     added = max(grant_s, unit.step_s) + row.batch * unit.token_s
     return replace(
         row,
-        prefill_s=None if row.prefill_s is None else row.prefill_s * served.prefill + added,
-        decode_s=None if row.decode_s is None else row.decode_s * served.decode + added,
+        prefill_s=None if row.prefill_s is None else served.prefill.of(row.prefill_s) + added,
+        decode_s=None if row.decode_s is None else served.decode.of(row.decode_s) + added,
     )

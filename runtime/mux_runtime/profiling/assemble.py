@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from scipy.optimize import nnls
+
 from mux_core.costmodel.profile import Profile
 from mux_core.costmodel.profile_set import (
     CPU,
@@ -11,6 +13,7 @@ from mux_core.costmodel.profile_set import (
     PairTimes,
     ProfileSet,
     Served,
+    Stretch,
     UnitCost,
     Work,
     planning_table,
@@ -19,7 +22,7 @@ from mux_core.costmodel.table import StepRow, step_table
 from mux_core.llm import ModelGeometry
 from mux_runtime.profiling.journal import Value
 from mux_runtime.profiling.points import Kind, Point
-from mux_runtime.profiling.unit_cost import CONTEXT, PROMPT
+from mux_runtime.profiling.unit_cost import CONTEXT
 
 
 def assemble(
@@ -80,9 +83,18 @@ def _with_served(
     own, bench = steps[model.name], Profile(planning_table(model, made, CPU))
     decode_s = [bench.decode_s(tensor=1, percent=percent, batch=batch, context=CONTEXT)
                 for batch in own["batches"]]  # fmt: skip
-    prefill_s = bench.prefill_s(tensor=1, percent=percent, batch=1, tokens=PROMPT)
-    return replace(model, served=Served(decode=sum(own["decode_s"]) / sum(decode_s),
-                                        prefill=own["prefill_s"] / prefill_s))  # fmt: skip
+    prefill_s = [bench.prefill_s(tensor=1, percent=percent, batch=1, tokens=tokens)
+                 for tokens in own["prompts"]]  # fmt: skip
+    return replace(model, served=Served(decode=_stretch(decode_s, own["decode_s"]),
+                                        prefill=_stretch(prefill_s, own["prefill_s"])))  # fmt: skip
+
+
+def _stretch(bench_s: Sequence[float], served_s: Sequence[float]) -> Stretch:
+    """The one whose relative errors are the smallest."""
+    pairs = list(zip(bench_s, served_s, strict=True))
+    (times, longer_s), _ = nnls([(1.0, 1 / bench) for bench, _ in pairs],
+                                [served / bench for bench, served in pairs])  # fmt: skip
+    return Stretch(times=float(times), longer_s=float(longer_s))
 
 
 def _two(values: Sequence[float]) -> tuple[float, float]:

@@ -20,27 +20,34 @@ from mux_core.engine import Phase
 from mux_core.errors import PeerError
 from mux_runtime.profiling.client import Marks, open_session, stream
 from mux_runtime.profiling.probe_unit import ProbeUnit, core_seconds
+from mux_runtime.profiling.steps import spread
 
 OUTPUTS: Final = 60
 PROMPT: Final = 64
-MOST_TOKENS: Final = PROMPT + OUTPUTS
-"""Of any stream."""
+SHORT_PROMPT: Final = 16
+LONG_PROMPT: Final = 192
+MOST_TOKENS: Final = LONG_PROMPT + OUTPUTS
+"""More than any stream has."""
 CONTEXT: Final = PROMPT + OUTPUTS // 2
-"""Mean context of a stream of so many tokens."""
+"""Mean context of streams of so many tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Streams of one model at once, tokens of each, and how often again."""
+    """Streams of one model at once, tokens of each, and how often again; `prompt`: mean tokens."""
 
     streams: int
     outputs: int
     rounds: int
+    prompt: int = PROMPT
 
 
 SINGLE: Final = Load(streams=1, outputs=OUTPUTS, rounds=5)
-MANY: Final = Load(streams=8, outputs=OUTPUTS, rounds=5)
-LOADS: Final = (SINGLE, MANY, Load(streams=1, outputs=3, rounds=20),
+LONG: Final = (SINGLE, Load(streams=8, outputs=OUTPUTS, rounds=4),
+               Load(streams=32, outputs=OUTPUTS, rounds=2))  # fmt: skip
+"""Steps of few and of many sequences."""
+LOADS: Final = (*LONG, Load(streams=1, outputs=3, rounds=20, prompt=SHORT_PROMPT),
+                Load(streams=1, outputs=3, rounds=20, prompt=LONG_PROMPT),
                 Load(streams=8, outputs=3, rounds=15))  # fmt: skip
 """Each has more of another thing: steps, tokens, requests."""
 
@@ -49,8 +56,8 @@ LOADS: Final = (SINGLE, MANY, Load(streams=1, outputs=3, rounds=20),
 class Ran:
     """What a unit did for a load of one model, and seconds of a core that its processes ran.
 
-    Steps and seconds of engine hosts by phase; `tpot_s`, `ttft_s`: medians, of the streams
-    that began last in their round and of all.
+    Steps and seconds of engine hosts by phase. Medians: `decoding_s`, of a round, from its first
+    token to its last; `ttft_s`, of its streams.
     """
 
     load: Load
@@ -58,7 +65,7 @@ class Ran:
     client_s: float
     hosts_s: Mapping[Phase, float]
     steps: Mapping[Phase, int]
-    tpot_s: float
+    decoding_s: float
     ttft_s: float
 
     @property
@@ -79,6 +86,12 @@ class Ran:
         """Mean of its decode steps: the first token of a request is of its prefill."""
         return (self.tokens - self.requests) / self.steps[Phase.DECODE]
 
+    @property
+    def between_s(self) -> float:
+        """Mean seconds between two decode steps: there always is a next one in a round."""
+        turn_s = self.load.rounds * self.decoding_s / self.steps[Phase.DECODE]
+        return turn_s - self.step_s(Phase.DECODE)
+
     def step_s(self, phase: Phase) -> float:
         """Mean seconds of a core of a step."""
         return self.hosts_s[phase] / self.steps[phase]
@@ -87,11 +100,12 @@ class Ran:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedSteps:
     """Mean seconds of a core of a model's steps in the unit: decodes of these mean batches and of
-    `CONTEXT`, and the prefill of one prompt of `PROMPT` tokens."""
+    `CONTEXT`, and prefills of one prompt of so many tokens."""
 
     batches: Sequence[float]
     decode_s: Sequence[float]
-    prefill_s: float
+    prompts: Sequence[int]
+    prefill_s: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +128,11 @@ async def unit_times(unit: ProbeUnit) -> UnitTimes:
 def unit_cost(ran: Sequence[Ran]) -> UnitCost:
     """What is between steps, as the clients saw it; and what scheduler and client run."""
     single = [one for one in ran if one.load == SINGLE]
-    many = [one for one in ran if one.load == MANY]
-    one_s, many_s = (fmean(found.tpot_s - found.step_s(Phase.DECODE) for found in of)
-                     for of in (single, many))  # fmt: skip
-    token_s = max(0.0, (many_s - one_s) / (fmean(found.batch for found in many) - 1))
+    long = [one for one in ran if one.load in LONG]
+    (step_s, token_s), _ = nnls([(1.0, one.batch) for one in long],
+                                [one.between_s for one in long])  # fmt: skip
     return UnitCost(
-        step_s=max(0.0, one_s - token_s), token_s=token_s,
+        step_s=float(step_s), token_s=float(token_s),
         request_s=max(0.0, fmean(found.ttft_s - found.step_s(Phase.PREFILL) for found in single)),
         scheduler=_work(ran, lambda found: found.scheduler_s),
         client=_work(ran, lambda found: found.client_s))  # fmt: skip
@@ -133,14 +146,14 @@ def _work(ran: Sequence[Ran], seconds: Callable[[Ran], float]) -> Work:
 
 def served_steps(ran: Sequence[Ran]) -> ServedSteps:
     """Of one model."""
-    long = [one for one in ran if one.load in (SINGLE, MANY)]
+    long = [one for one in ran if one.load in LONG]
     alone = [one for one in ran if one.load.streams == 1]
     return ServedSteps(
         batches=[one.batch for one in long],
         decode_s=[one.step_s(Phase.DECODE) for one in long],
-        prefill_s=sum(one.hosts_s[Phase.PREFILL] for one in alone)
-        / sum(one.steps[Phase.PREFILL] for one in alone),
-    )  # fmt: skip
+        prompts=[one.load.prompt for one in alone],
+        prefill_s=[one.step_s(Phase.PREFILL) for one in alone],
+    )
 
 
 async def _ran(unit: ProbeUnit, model: str, load: Load) -> Ran:
@@ -153,24 +166,24 @@ async def _ran(unit: ProbeUnit, model: str, load: Load) -> Ran:
         load=load, scheduler_s=scheduler_after - scheduler, client_s=client_after - client,
         hosts_s={phase: hosts_after[phase] - hosts[phase] for phase in Phase},
         steps={phase: steps_after[phase] - steps[phase] for phase in Phase},
-        tpot_s=median((one.last - one.first) / (load.outputs - 1) for one in map(_latest, rounds)),
+        decoding_s=median(_decoding_s(marks) for marks in rounds),
         ttft_s=median(one.first - one.sent for marks in rounds for one in marks))  # fmt: skip
 
 
-def _latest(marks: Sequence[Marks]) -> Marks:
-    """The one that began last: the others' arrivals and prefills were over by then."""
-    return max(marks, key=lambda one: one.first)
+def _decoding_s(marks: Sequence[Marks]) -> float:
+    return max(one.last for one in marks) - min(one.first for one in marks)
 
 
 async def _ask(unit: ProbeUnit, model: str, load: Load) -> list[list[Marks]]:
     """The streams of each round."""
-    prompt = list(range(10, 10 + PROMPT))
+    lengths = spread(load.prompt, load.streams, longest=MOST_TOKENS)
     rounds: list[list[Marks]] = []
     async with open_session() as session:
         for _ in range(load.rounds):
             rounds.append(await asyncio.gather(
-                *(stream(session, unit.url, unit.models[model], prompt, load.outputs)
-                  for _ in range(load.streams))
+                *(stream(session, unit.url, unit.models[model], list(range(10, 10 + length)),
+                         load.outputs)
+                  for length in lengths)
             ))  # fmt: skip
     for one in chain.from_iterable(rounds):
         if not one.whole:
