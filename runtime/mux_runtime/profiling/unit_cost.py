@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean, median
-from typing import Final
+from typing import Final, Self
 
 from scipy.optimize import nnls
 
@@ -53,20 +53,12 @@ LOADS: Final = (*LONG, Load(streams=1, outputs=3, rounds=20, prompt=SHORT_PROMPT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ran:
-    """What a unit did for a load of one model, and seconds of a core that its processes ran.
-
-    Steps and seconds of engine hosts by phase. Medians: `decoding_s`, of a round, from its first
-    token to its last; `ttft_s`, of its streams.
-    """
+class HostSteps:
+    """Steps that a model's engine hosts ran for a load, and their seconds of a core, by phase."""
 
     load: Load
-    scheduler_s: float
-    client_s: float
-    hosts_s: Mapping[Phase, float]
-    steps: Mapping[Phase, int]
-    decoding_s: float
-    ttft_s: float
+    count: Mapping[Phase, int]
+    core_s: Mapping[Phase, float]
 
     @property
     def requests(self) -> int:
@@ -77,24 +69,39 @@ class Ran:
         return self.requests * self.load.outputs
 
     @property
-    def done(self) -> tuple[int, int, int]:
-        """(steps, tokens, requests)."""
-        return sum(self.steps.values()), self.tokens, self.requests
+    def batch(self) -> float:
+        """Mean of the decode steps: the first token of a request is of its prefill."""
+        return (self.tokens - self.requests) / self.count[Phase.DECODE]
+
+    def step_s(self, phase: Phase) -> float:
+        """Mean seconds of a core of a step."""
+        return self.core_s[phase] / self.count[phase]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a unit did for a load of one model alone, and seconds of a core that others ran for it.
+
+    Medians: `decoding_s`, of a round, from its first token to its last; `ttft_s`, of its streams.
+    """
+
+    hosts: HostSteps
+    scheduler_s: float
+    client_s: float
+    decoding_s: float
+    ttft_s: float
 
     @property
-    def batch(self) -> float:
-        """Mean of its decode steps: the first token of a request is of its prefill."""
-        return (self.tokens - self.requests) / self.steps[Phase.DECODE]
+    def done(self) -> tuple[int, int, int]:
+        """(steps, tokens, requests)."""
+        return sum(self.hosts.count.values()), self.hosts.tokens, self.hosts.requests
 
     @property
     def between_s(self) -> float:
         """Mean seconds between two decode steps: there always is a next one in a round."""
-        turn_s = self.load.rounds * self.decoding_s / self.steps[Phase.DECODE]
-        return turn_s - self.step_s(Phase.DECODE)
-
-    def step_s(self, phase: Phase) -> float:
-        """Mean seconds of a core of a step."""
-        return self.hosts_s[phase] / self.steps[phase]
+        hosts = self.hosts
+        turn_s = hosts.load.rounds * self.decoding_s / hosts.count[Phase.DECODE]
+        return turn_s - hosts.step_s(Phase.DECODE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,25 +124,27 @@ class UnitTimes:
 
 
 async def unit_times(unit: ProbeUnit) -> UnitTimes:
-    """Asks one model after another."""
+    """Asks one model after another, which tells what is between steps and who runs it; then all at
+    once, which tells how long steps take."""
     for model in unit.models:
         await _ask(unit, model, SINGLE)
-    ran = {model: [await _ran(unit, model, load) for load in LOADS] for model in unit.models}
-    cost = unit_cost([one for found in ran.values() for one in found])
-    return UnitTimes(cost=cost, steps={name: served_steps(found) for name, found in ran.items()})
+    alone = [await _ran(unit, model, load) for model in unit.models for load in LOADS]
+    together = [await _together(unit, load) for load in LOADS]
+    return UnitTimes(cost=unit_cost(alone), steps={
+        model: served_steps([found[model] for found in together])
+        for model in unit.models})  # fmt: skip
 
 
 def unit_cost(ran: Sequence[Ran]) -> UnitCost:
     """What is between steps, as the clients saw it; and what scheduler and client run."""
-    single = [one for one in ran if one.load == SINGLE]
-    long = [one for one in ran if one.load in LONG]
-    (step_s, token_s), _ = nnls([(1.0, one.batch) for one in long],
+    single = [one for one in ran if one.hosts.load == SINGLE]
+    long = [one for one in ran if one.hosts.load in LONG]
+    (step_s, token_s), _ = nnls([(1.0, one.hosts.batch) for one in long],
                                 [one.between_s for one in long])  # fmt: skip
-    return UnitCost(
-        step_s=float(step_s), token_s=float(token_s),
-        request_s=max(0.0, fmean(found.ttft_s - found.step_s(Phase.PREFILL) for found in single)),
-        scheduler=_work(ran, lambda found: found.scheduler_s),
-        client=_work(ran, lambda found: found.client_s))  # fmt: skip
+    arrival_s = fmean(one.ttft_s - one.hosts.step_s(Phase.PREFILL) for one in single)
+    return UnitCost(step_s=float(step_s), token_s=float(token_s), request_s=max(0.0, arrival_s),
+                    scheduler=_work(ran, lambda found: found.scheduler_s),
+                    client=_work(ran, lambda found: found.client_s))  # fmt: skip
 
 
 def _work(ran: Sequence[Ran], seconds: Callable[[Ran], float]) -> Work:
@@ -144,30 +153,54 @@ def _work(ran: Sequence[Ran], seconds: Callable[[Ran], float]) -> Work:
     return Work(step_s=step_s, token_s=token_s, request_s=request_s)
 
 
-def served_steps(ran: Sequence[Ran]) -> ServedSteps:
+def served_steps(ran: Sequence[HostSteps]) -> ServedSteps:
     """Of one model."""
     long = [one for one in ran if one.load in LONG]
-    alone = [one for one in ran if one.load.streams == 1]
+    single = [one for one in ran if one.load.streams == 1]
     return ServedSteps(
         batches=[one.batch for one in long],
         decode_s=[one.step_s(Phase.DECODE) for one in long],
-        prompts=[one.load.prompt for one in alone],
-        prefill_s=[one.step_s(Phase.PREFILL) for one in alone],
+        prompts=[one.load.prompt for one in single],
+        prefill_s=[one.step_s(Phase.PREFILL) for one in single],
     )
 
 
 async def _ran(unit: ProbeUnit, model: str, load: Load) -> Ran:
-    steps, client = await unit.steps(model), time.process_time()
-    scheduler, hosts = core_seconds(unit.scheduler), unit.host_seconds(model)
+    before, client = await _Hosts.of(unit, model), time.process_time()
+    scheduler = core_seconds(unit.scheduler)
     rounds = await _ask(unit, model, load)
-    hosts_after, scheduler_after = unit.host_seconds(model), core_seconds(unit.scheduler)
-    client_after, steps_after = time.process_time(), await unit.steps(model)
+    scheduler_after, client_after = core_seconds(unit.scheduler), time.process_time()
     return Ran(
-        load=load, scheduler_s=scheduler_after - scheduler, client_s=client_after - client,
-        hosts_s={phase: hosts_after[phase] - hosts[phase] for phase in Phase},
-        steps={phase: steps_after[phase] - steps[phase] for phase in Phase},
+        hosts=(await _Hosts.of(unit, model)).since(before, load),
+        scheduler_s=scheduler_after - scheduler, client_s=client_after - client,
         decoding_s=median(_decoding_s(marks) for marks in rounds),
         ttft_s=median(one.first - one.sent for marks in rounds for one in marks))  # fmt: skip
+
+
+async def _together(unit: ProbeUnit, load: Load) -> dict[str, HostSteps]:
+    """The load of every model, all at once."""
+    before = {model: await _Hosts.of(unit, model) for model in unit.models}
+    await asyncio.gather(*(_ask(unit, model, load) for model in unit.models))
+    return {model: (await _Hosts.of(unit, model)).since(before[model], load)
+            for model in unit.models}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Hosts:
+    """Steps and seconds of a core so far."""
+
+    count: Mapping[Phase, int]
+    core_s: Mapping[Phase, float]
+
+    @classmethod
+    async def of(cls, unit: ProbeUnit, model: str) -> Self:
+        return cls(await unit.steps(model), unit.host_seconds(model))
+
+    def since(self, before: Self, load: Load) -> HostSteps:
+        return HostSteps(load=load,
+                         count={phase: self.count[phase] - before.count[phase] for phase in Phase},
+                         core_s={phase: self.core_s[phase] - before.core_s[phase]
+                                 for phase in Phase})  # fmt: skip
 
 
 def _decoding_s(marks: Sequence[Marks]) -> float:
