@@ -7,15 +7,18 @@ import pytest
 
 from mux_core.costmodel.profile import Profile
 from mux_core.costmodel.profile_file import dump_profiles, load_profiles, load_table
-from mux_core.costmodel.profile_set import Served, planning_table, threads_of
+from mux_core.costmodel.profile_set import Served, Stretch, planning_table, threads_of
 from mux_core.errors import SpecError
 from mux_runtime.brain.hosts import threads
 from profile_builders import MADE, decode_s, model_profile, profile_set, shape
 
 
 def test_a_profile_reads_back_as_it_was_written():
-    served = replace(model_profile("a", shape()), served=Served(decode=1.2, prefill=1.4))
-    before = profile_set(served, model_profile("b", shape(layers=2)))
+    served = replace(
+        model_profile("a", shape()),
+        served=Served(decode=Stretch(times=1.2, longer_s=4e-4), prefill=Stretch(times=1.4)),
+    )
+    before = profile_set(served, model_profile("b", shape(layers=2)))  # fmt: skip
     after = load_profiles(dump_profiles(before), subject="p.json")
     assert after.made == before.made
     assert after.left_out == before.left_out
@@ -48,7 +51,7 @@ def test_one_table_is_read_from_a_profile_of_one_model_only():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 2}, "version 2; this release reads versions 1 and 3"),
+        ({"version": 2}, "version 2; this release reads versions 1 and 4"),
         ({"version": 1}, "version 1 says neither device nor shape"),
         ({"format": "x"}, "is no profile"),
         ({"made": {"device": "x"}}, "is damaged"),

@@ -1,6 +1,7 @@
 """Which models a profile's unit serves, and what its steps say beside those on the bench."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,16 +48,22 @@ def test_what_no_client_can_ask_or_memory_cannot_hold_is_not_served(chosen, tmp_
 
 
 def profiled(*, name: str):
-    """Of a model whose steps take 2 ms each on the bench, the unit having served `name`."""
+    """Of a model whose long steps take 4 ms each on the bench, short ones 2; in a unit, which
+    served `name`, half as long again and 1 ms more, prefills 2 ms more."""
     points = [Point(kind=Kind.DECODE, model="m", percent=percent, batch=batch, tokens=tokens)
               for percent in (50, 100) for batch in (1, 8) for tokens in (64, 512)]  # fmt: skip
     points += [Point(kind=Kind.PREFILL, model="m", percent=percent, tokens=tokens)
                for percent in (50, 100) for tokens in (1, 64)]  # fmt: skip
     unit = Point(kind=Kind.UNIT, percent=50)
-    found = {point.key: {"s": 0.002} for point in points}
+    found: dict[str, Any] = {
+        point.key: {"s": 0.004 if point.batch == 8 or point.kind is Kind.PREFILL and
+                    point.tokens == 64 else 0.002}
+        for point in points
+    }  # fmt: skip
     found[unit.key] = {
         "cost": {**WORK, "scheduler": WORK, "client": WORK},
-        "steps": {name: {"batches": [1.0, 7.5], "decode_s": [0.003, 0.005], "prefill_s": 0.003}},
+        "steps": {name: {"batches": [1.0, 8.0], "decode_s": [0.004, 0.007],
+                         "prompts": [1, 64], "prefill_s": [0.004, 0.006]}},
     }  # fmt: skip
     return assemble(found, [*points, unit], gpu="cpu", made=MADE, geometries={"m": shape()},
                     left_out=())  # fmt: skip
@@ -66,8 +73,9 @@ def test_a_models_steps_in_the_unit_are_compared_with_those_on_the_bench():
     assert profiled(name="m").unit == UnitCost(**WORK, scheduler=Work(**WORK), client=Work(**WORK))
     (model,) = profiled(name="m").models
     assert model.served is not None
-    assert model.served.decode == pytest.approx(0.008 / 0.004)
-    assert model.served.prefill == pytest.approx(1.5)
+    for bench_s, decode_s, prefill_s in ((0.002, 0.004, 0.004), (0.004, 0.007, 0.006)):
+        assert model.served.decode.of(bench_s) == pytest.approx(decode_s)
+        assert model.served.prefill.of(bench_s) == pytest.approx(prefill_s)
 
 
 def test_a_unit_that_served_another_says_nothing_of_a_models_steps():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mux_core.costmodel.profile import profile_of
-from mux_core.costmodel.profile_set import Served
+from mux_core.costmodel.profile_set import Served, Stretch
 from mux_core.costmodel.sources import ProfileCatalog, Source, choose_costs
 from mux_core.errors import SpecError
 from mux_core.llm import Demand, Llm
@@ -50,9 +50,9 @@ def test_measured_times_hold_what_a_unit_adds_to_a_step():
     assert found == pytest.approx(prefill_s(4, 256) + 5e-4 + 4e-4)
 
 
-def test_steps_take_as_many_times_as_long_as_a_unit_showed():
+def test_steps_take_as_long_as_a_unit_showed():
     measured = model_profile("a", shape())
-    served = Served(decode=1.5, prefill=2.0)
+    served = Served(decode=Stretch(times=1.5, longer_s=1e-3), prefill=Stretch(times=2.0))
     profiles = profile_set(replace(measured, served=served), model_profile("b", shape(layers=2)))
     table = ProfileCatalog((profiles,)).table
     # The second was not served, so it takes after the first; and so does one that has a fit alone.
@@ -61,7 +61,7 @@ def test_steps_take_as_many_times_as_long_as_a_unit_showed():
         for alone, seen in zip(rows(bench), rows(table(geometry)[1]), strict=True):
             added = 5e-4 + 1e-4 * alone.batch
             if alone.decode_s is not None:
-                assert seen.decode_s == pytest.approx(1.5 * alone.decode_s + added)
+                assert seen.decode_s == pytest.approx(1.5 * alone.decode_s + 1e-3 + added)
             if alone.prefill_s is not None:
                 assert seen.prefill_s == pytest.approx(2.0 * alone.prefill_s + added)
 

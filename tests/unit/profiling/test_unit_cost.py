@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -12,12 +13,23 @@ from mux_core.costmodel.profile_set import Work
 from mux_core.engine import Phase
 from mux_core.errors import PeerError
 from mux_runtime.profiling.probe_unit import core_seconds
-from mux_runtime.profiling.unit_cost import LOADS, MANY, SINGLE, Load, Ran, served_steps, unit_cost
+from mux_runtime.profiling.unit_cost import (
+    LOADS,
+    LONG,
+    LONG_PROMPT,
+    PROMPT,
+    SHORT_PROMPT,
+    HostSteps,
+    Load,
+    Ran,
+    served_steps,
+    unit_cost,
+)
 
 SCHEDULER = Work(step_s=1e-3, token_s=1e-4, request_s=2e-3)
 CLIENT = Work(step_s=2e-4, token_s=5e-5, request_s=5e-4)
 DECODE_S = 3e-3
-PREFILL_S = 5e-3
+PREFILL_S = 1e-4
 REQUEST_S = 4e-3
 
 
@@ -32,10 +44,12 @@ def ran(load: Load) -> Ran:
         return done[0] * work.step_s + done[1] * work.token_s + done[2] * work.request_s
 
     return Ran(
-        load=load, scheduler_s=of(SCHEDULER), client_s=of(CLIENT), steps=steps,
-        hosts_s={Phase.PREFILL: steps[Phase.PREFILL] * PREFILL_S,
-                 Phase.DECODE: steps[Phase.DECODE] * own_s},
-        tpot_s=own_s + SCHEDULER.of_step(load.streams), ttft_s=PREFILL_S + REQUEST_S,
+        hosts=HostSteps(load=load, count=steps,
+                        core_s={Phase.PREFILL: steps[Phase.PREFILL] * load.prompt * PREFILL_S,
+                                Phase.DECODE: steps[Phase.DECODE] * own_s}),
+        scheduler_s=of(SCHEDULER), client_s=of(CLIENT),
+        decoding_s=(load.outputs - 1) * (own_s + SCHEDULER.of_step(load.streams)),
+        ttft_s=load.prompt * PREFILL_S + REQUEST_S,
     )  # fmt: skip
 
 
@@ -49,26 +63,23 @@ def test_work_is_told_apart_by_loads_that_have_more_of_one_thing() -> None:
             (made.step_s, made.token_s, made.request_s))  # fmt: skip
 
 
-def test_what_is_between_steps_is_what_a_client_waits_beyond_its_engine() -> None:
+def test_what_is_between_steps_is_what_a_round_takes_beyond_its_steps() -> None:
     cost = unit_cost(ALL)
     assert (cost.step_s, cost.token_s) == pytest.approx((SCHEDULER.step_s, SCHEDULER.token_s))
     assert cost.request_s == pytest.approx(REQUEST_S)
 
 
 def test_nothing_is_negative() -> None:
-    fast = [ran(load) for load in LOADS]
-    for one in fast:
-        object.__setattr__(one, "tpot_s", 0.0)
-        object.__setattr__(one, "ttft_s", 0.0)
-    cost = unit_cost(fast)
+    cost = unit_cost([replace(one, decoding_s=0.0, ttft_s=0.0) for one in ALL])
     assert (cost.step_s, cost.token_s, cost.request_s) == (0.0, 0.0, 0.0)
 
 
 def test_steps_in_a_unit_are_seconds_of_a_core_per_step() -> None:
-    found = served_steps(ALL)
-    assert found.batches == pytest.approx([SINGLE.streams, MANY.streams])
-    assert found.decode_s == pytest.approx([DECODE_S + 4e-4, DECODE_S + 8 * 4e-4])
-    assert found.prefill_s == pytest.approx(PREFILL_S)
+    found = served_steps([one.hosts for one in ALL])
+    assert found.batches == pytest.approx([load.streams for load in LONG])
+    assert found.decode_s == pytest.approx([DECODE_S + load.streams * 4e-4 for load in LONG])
+    assert found.prompts == [PROMPT, SHORT_PROMPT, LONG_PROMPT]
+    assert found.prefill_s == pytest.approx([tokens * PREFILL_S for tokens in found.prompts])
 
 
 def test_seconds_of_a_core_are_those_of_all_threads_even_ended_ones() -> None:
