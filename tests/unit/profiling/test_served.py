@@ -56,8 +56,8 @@ def profiled(*, name: str):
                for percent in (50, 100) for tokens in (1, 64)]  # fmt: skip
     unit = Point(kind=Kind.UNIT, percent=50)
     found: dict[str, Any] = {
-        point.key: {"s": 0.004 if point.batch == 8 or point.kind is Kind.PREFILL and
-                    point.tokens == 64 else 0.002}
+        point.key: {"s": 0.004 if point.batch == 8 or (point.kind is Kind.PREFILL and
+                    point.tokens == 64) else 0.002}
         for point in points
     }  # fmt: skip
     found[unit.key] = {
