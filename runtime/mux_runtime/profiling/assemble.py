@@ -81,19 +81,21 @@ def _with_served(
     if model.name not in steps:
         return model
     own, bench = steps[model.name], Profile(planning_table(model, made, CPU))
-    decode_s = [bench.decode_s(tensor=1, percent=percent, batch=batch, context=CONTEXT)
-                for batch in own["batches"]]  # fmt: skip
-    prefill_s = [bench.prefill_s(tensor=1, percent=percent, batch=1, tokens=tokens)
-                 for tokens in own["prompts"]]  # fmt: skip
-    return replace(model, served=Served(decode=_stretch(decode_s, own["decode_s"]),
-                                        prefill=_stretch(prefill_s, own["prefill_s"])))  # fmt: skip
+    most = bench.largest_batch(1)  # of more, the bench has nothing to compare with
+    decodes = [(bench.decode_s(tensor=1, percent=percent, batch=batch, context=CONTEXT), served_s)
+               for batch, served_s in zip(own["batches"], own["decode_s"], strict=True)
+               if batch <= most]  # fmt: skip
+    prefills = [
+        (bench.prefill_s(tensor=1, percent=percent, batch=1, tokens=tokens), served_s)
+        for tokens, served_s in zip(own["prompts"], own["prefill_s"], strict=True)
+    ]
+    return replace(model, served=Served(decode=_stretch(decodes), prefill=_stretch(prefills)))
 
 
-def _stretch(bench_s: Sequence[float], served_s: Sequence[float]) -> Stretch:
-    """The one whose relative errors are the smallest."""
-    pairs = list(zip(bench_s, served_s, strict=True))
-    (times, longer_s), _ = nnls([(1.0, 1 / bench) for bench, _ in pairs],
-                                [served / bench for bench, served in pairs])  # fmt: skip
+def _stretch(steps: Sequence[tuple[float, float]]) -> Stretch:
+    """The one whose relative errors are the smallest, of seconds on the bench and in the unit."""
+    (times, longer_s), _ = nnls([(1.0, 1 / bench_s) for bench_s, _ in steps],
+                                [served_s / bench_s for bench_s, served_s in steps])  # fmt: skip
     return Stretch(times=float(times), longer_s=float(longer_s))
 
 

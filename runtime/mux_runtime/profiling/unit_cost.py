@@ -128,11 +128,15 @@ async def unit_times(unit: ProbeUnit) -> UnitTimes:
     once, which tells how long steps take."""
     for model in unit.models:
         await _ask(unit, model, SINGLE)
-    alone = [await _ran(unit, model, load) for model in unit.models for load in LOADS]
-    together = [await _together(unit, load) for load in LOADS]
-    return UnitTimes(cost=unit_cost(alone), steps={
-        model: served_steps([found[model] for found in together])
-        for model in unit.models})  # fmt: skip
+    alone = {model: [await _ran(unit, model, load) for load in LOADS] for model in unit.models}
+    hosts = {model: [one.hosts for one in ran] for model, ran in alone.items()}
+    if len(hosts) > 1:
+        together = [await _together(unit, load) for load in LOADS]
+        hosts = {model: [found[model] for found in together] for model in hosts}
+    return UnitTimes(
+        cost=unit_cost([one for ran in alone.values() for one in ran]),
+        steps={model: served_steps(found) for model, found in hosts.items()},
+    )
 
 
 def unit_cost(ran: Sequence[Ran]) -> UnitCost:
