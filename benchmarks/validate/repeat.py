@@ -4,9 +4,8 @@
 
 Prints the seconds of one that is measured in one go. Then two are measured side by side, three
 passes each in turn, so that both see the same machine where its speed moves: the difference of
-their decode steps, median and largest, and how many are within 10 %, as they were measured and
-divided by what each profile's yardstick took. The one in one go is held against the first of the
-two as well. Run it on a quiet machine; the load is printed.
+their decode steps, median and largest, and how many are within 10 %. The one in one go is held
+against the first of the two as well. Run it on a quiet machine; the load is printed.
 """
 
 import subprocess
@@ -19,7 +18,6 @@ from statistics import median
 from mux_cli.profile_notes import is_whole
 from mux_cli.tiny_models import DEMO, write
 from mux_core.costmodel.profile_file import load_profiles
-from mux_core.costmodel.profile_set import ProfileSet
 from mux_runtime.profiling.points import PASSES
 
 BAR = 0.10
@@ -35,8 +33,8 @@ def main() -> None:
         seconds = [profile(model, output, "--passes", "1")
                    for _ in range(PASSES) for output in (first, second)]  # fmt: skip
         print(f"side by side: {sum(seconds[::2]):.0f} and {sum(seconds[1::2]):.0f} s")
-        compare("second against first, side by side", second, first)
-        compare("first of these against the one in one go", first, whole)
+        compare("second against first, side by side", curve(second), curve(first))
+        compare("first of these against the one in one go", curve(first), curve(whole))
 
 
 def profile(model: Path, output: Path, *arguments: str) -> float:
@@ -49,32 +47,23 @@ def profile(model: Path, output: Path, *arguments: str) -> float:
     return time.monotonic() - began
 
 
-def read(output: Path) -> ProfileSet:
-    return load_profiles(output.read_text(), subject=str(output))
-
-
 def about(output: Path) -> str:
-    found = read(output)
+    found = load_profiles(output.read_text(), subject=str(output))
     return f"load {found.made.load:g}, left out: {'; '.join(found.left_out)}"
 
 
-def curve(found: ProfileSet) -> Curve:
+def curve(output: Path) -> Curve:
     """The decode steps of a profile, in seconds by (percent, batch, context)."""
-    (measured,) = found.models
+    (measured,) = load_profiles(output.read_text(), subject=str(output)).models
     return {(row.percent, row.batch, row.tokens): row.decode_s
             for cell in measured.table.cells.values() for row in cell if row.decode_s}  # fmt: skip
 
 
-def compare(what: str, one: Path, other: Path) -> None:
-    found, against = read(one), read(other)
-    slower = found.made.yardstick_s / against.made.yardstick_s
-    print(f"{what}: the yardstick took x{slower:.2f}")
-    first, second = curve(found), curve(against)
-    for said, times in (("as measured", 1.0), ("by the yardstick", slower)):
-        off = [abs(first[at] / second[at] / times - 1) for at in first.keys() & second.keys()]
-        within = sum(error <= BAR for error in off)
-        print(f"  {said}: median {median(off):.1%}, largest {max(off):.1%}, {within} of "
-              f"{len(off)} decode steps within {BAR:.0%}", flush=True)  # fmt: skip
+def compare(what: str, one: Curve, other: Curve) -> None:
+    off = [abs(one[at] / other[at] - 1) for at in one.keys() & other.keys()]
+    within = sum(error <= BAR for error in off)
+    print(f"{what}: median {median(off):.1%}, largest {max(off):.1%}, {within} of {len(off)} "
+          f"decode steps within {BAR:.0%}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

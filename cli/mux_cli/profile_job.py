@@ -34,7 +34,6 @@ from mux_runtime.profiling.devices import cores, cpu_name, load_beside, require_
 from mux_runtime.profiling.journal import Journal
 from mux_runtime.profiling.random_weights import write_checkpoint
 from mux_runtime.profiling.run import Job, run, unfinished, values
-from mux_runtime.profiling.yardstick import yardstick
 
 QUICK_S: Final = 105.0
 """No point is begun later than this after the start: with what is under way, two minutes."""
@@ -77,8 +76,8 @@ class ProfileJob:
                 print(f"goes on: {kept} measurements are there", file=sys.stderr)
             notes.begin(made.commit)
             self._say_load()
-            left = self._measure(grid, journal, notes)
-            made = replace(made, commit=notes.commits, yardstick_s=notes.yardstick_s)
+            left = self._measure(grid, journal)
+            made = replace(made, commit=notes.commits)
             profiles = self._whole(assemble(
                 values(journal, grid.points), grid.points, gpu=self._gpu, made=made,
                 left_out=(*grid.left_out, *left),
@@ -91,9 +90,7 @@ class ProfileJob:
                 self._journal_path.unlink()
         return profiles
 
-    def _measure(
-        self, grid: points.Grid, journal: Journal, notes: RunNotes
-    ) -> tuple[str, ...]:  # fmt: skip
+    def _measure(self, grid: points.Grid, journal: Journal) -> tuple[str, ...]:
         """Runs the hosts; what was left out."""
         # Ours alone by the journal's lock; what a killed run left goes.
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -108,14 +105,7 @@ class ProfileJob:
                 deadline=self._started + QUICK_S if self._args.quick else None,
                 passes=self._args.passes,
             )  # fmt: skip
-            if self._args.device != CPU:
-                return asyncio.run(run(job, journal, progress))
-            with yardstick() as measured:
-                begun = time.monotonic()
-                left = asyncio.run(run(job, journal, progress))
-                ended = time.monotonic()
-                notes.timed(measured.mean(begun, ended), ended - begun)
-            return left
+            return asyncio.run(run(job, journal, progress))
         except KeyboardInterrupt:
             print(f"\nstopped; {self._journal_path} has what was measured, give the same command "
                   "again to go on", file=sys.stderr)  # fmt: skip

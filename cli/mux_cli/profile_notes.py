@@ -1,14 +1,12 @@
 """What the runs that measure one profile note of themselves, in its journal beside the points."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from mux_runtime.profiling.journal import Journal, Value
+from mux_runtime.profiling.journal import Journal
 
 _COMMIT: Final = "run/commit/"
-_YARDSTICK: Final = "run/yardstick"
 _WRITTEN: Final = "run/written"
 
 
@@ -37,18 +35,6 @@ class RunNotes:
         keys = {key for key, _ in self._journal.found if key.startswith(_COMMIT)}
         return ", ".join(sorted(key.removeprefix(_COMMIT) for key in keys))
 
-    def timed(self, yardstick_s: float, seconds: float) -> None:
-        """What the yardstick took in a run of so many seconds."""
-        self._journal.note(_YARDSTICK, len(list(self._timed())),
-                           {"s": yardstick_s, "for_s": seconds})  # fmt: skip
-
-    @property
-    def yardstick_s(self) -> float:
-        """Mean over the runs that came to their end; 0 where it was not timed."""
-        found = list(self._timed())
-        total = sum(value["for_s"] for value in found)
-        return sum(value["s"] * value["for_s"] for value in found) / total if total else 0.0
-
     def wrote(self, text: str) -> None:
         """A profile was written of the passes so far."""
         self._journal.note(_WRITTEN, 0, {"sha256": _digest(text.encode())})
@@ -57,9 +43,6 @@ class RunNotes:
         """Whether a file is the profile that a run wrote, unchanged."""
         said = self._journal.found.get((_WRITTEN, 0))
         return said is not None and said["sha256"] == _digest(path.read_bytes())
-
-    def _timed(self) -> Iterator[Value]:
-        return (value for (key, _), value in self._journal.found.items() if key == _YARDSTICK)
 
 
 def _digest(data: bytes) -> str:

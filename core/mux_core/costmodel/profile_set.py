@@ -29,8 +29,8 @@ class MadeOn:
 
     `device` names the machine's processor or GPU, `path` the engine and its attention kernels.
     `load`: processes of others that wanted a core when it began; above the number of cores the
-    figures are of a busy machine. `yardstick_s`: what a fixed piece of work took meanwhile; 0 where
-    that was not timed.
+    figures are of a busy machine. `yardstick_s`: what a fixed piece of work took while a
+    unit's steps were timed; 0 where they were not.
     """
 
     device: str

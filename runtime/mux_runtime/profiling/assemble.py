@@ -34,8 +34,9 @@ def assemble(
     unit: UnitCost | None = None
     for point in points:
         if point.kind is Kind.UNIT and point.key in found:
-            unit, steps = _unit(found[point.key]["cost"]), found[point.key]["steps"]
-            models = [_with_served(model, steps, point.percent, made) for model in models]
+            told = found[point.key]
+            unit, made = _unit(told["cost"]), replace(made, yardstick_s=told["yardstick_s"])
+            models = [_with_served(m, told["steps"], point.percent, made) for m in models]
     pairs = tuple(
         PairTimes(sides=point.pair, alone_s=_two(found[point.key]["alone_s"]),
                   together_s=_two(found[point.key]["together_s"]))

@@ -23,6 +23,7 @@ from mux_runtime.profiling.points import PAIR_CONTEXT, Grid, Kind, Point
 from mux_runtime.profiling.probe_unit import ToServe, open_unit
 from mux_runtime.profiling.shares import open_partition
 from mux_runtime.profiling.unit_cost import unit_times
+from mux_runtime.profiling.yardstick import yardstick
 
 OPEN_HOSTS: Final = 8
 """More are not kept open: each holds the memory of its back-end."""
@@ -219,8 +220,9 @@ async def _pair(point: Point, hosts: _Hosts) -> Value:
 
 
 async def _unit(point: Point, job: Job) -> Value:
-    async with open_unit(job.folder, job.to_serve, point.percent) as unit:
-        return asdict(await unit_times(unit))
+    with yardstick() as speed:
+        async with open_unit(job.folder, job.to_serve, point.percent) as unit:
+            return asdict(await unit_times(unit, speed))
 
 
 def values(journal: Journal, points: Sequence[Point]) -> dict[str, Value]:

@@ -21,6 +21,7 @@ from mux_core.errors import PeerError
 from mux_runtime.profiling.client import Marks, open_session, stream
 from mux_runtime.profiling.probe_unit import ProbeUnit, core_seconds
 from mux_runtime.profiling.steps import spread
+from mux_runtime.profiling.yardstick import Yardstick
 
 OUTPUTS: Final = 60
 PROMPT: Final = 64
@@ -117,25 +118,29 @@ class ServedSteps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitTimes:
-    """What a unit costs, and by model how long steps took in it."""
+    """What a unit costs, by model how long steps took in it, and the yardstick meanwhile."""
 
     cost: UnitCost
     steps: Mapping[str, ServedSteps]
+    yardstick_s: float
 
 
-async def unit_times(unit: ProbeUnit) -> UnitTimes:
+async def unit_times(unit: ProbeUnit, speed: Yardstick) -> UnitTimes:
     """Asks one model after another, which tells what is between steps and who runs it; then all at
     once, which tells how long steps take."""
     for model in unit.models:
         await _ask(unit, model, SINGLE)
+    began = time.monotonic()
     alone = {model: [await _ran(unit, model, load) for load in LOADS] for model in unit.models}
     hosts = {model: [one.hosts for one in ran] for model, ran in alone.items()}
     if len(hosts) > 1:
+        began = time.monotonic()
         together = [await _together(unit, load) for load in LOADS]
         hosts = {model: [found[model] for found in together] for model in hosts}
     return UnitTimes(
         cost=unit_cost([one for ran in alone.values() for one in ran]),
         steps={model: served_steps(found) for model, found in hosts.items()},
+        yardstick_s=speed.mean(began, time.monotonic()),
     )
 
 

@@ -65,12 +65,14 @@ def profiled(*, name: str):
         "cost": {**WORK, "scheduler": WORK, "client": WORK},
         "steps": {name: {"batches": [1.0, 8.0, 16.0], "decode_s": [0.004, 0.007, 9.0],
                          "prompts": [1, 64], "prefill_s": [0.004, 0.006]}},
+        "yardstick_s": 0.002,
     }  # fmt: skip
     return assemble(found, [*points, unit], gpu="cpu", made=MADE, geometries={"m": shape()},
                     left_out=())  # fmt: skip
 
 
 def test_a_models_steps_in_the_unit_are_compared_with_those_on_the_bench():
+    assert profiled(name="m").made.yardstick_s == 0.002
     assert profiled(name="m").unit == UnitCost(**WORK, scheduler=Work(**WORK), client=Work(**WORK))
     (model,) = profiled(name="m").models
     assert model.served is not None
