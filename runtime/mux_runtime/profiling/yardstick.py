@@ -3,7 +3,7 @@
 Virtual machines share their processors with others and may be half as fast again for minutes. A
 profile notes how long the work took while it asked a unit's models, a comparison how long it took
 beside its load, and takes the profile's costs times the ratio. Both find the caches as a load
-leaves them: beside a single engine's steps the work is a few percent faster.
+leaves them.
 """
 
 import subprocess
