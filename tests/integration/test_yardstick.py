@@ -17,9 +17,11 @@ def test_samples_come_while_it_runs_and_count_where_asked():
         while len(measured.samples()) < 4:
             time.sleep(0.1)
         ended = time.monotonic()
-        inside = [took for at, took in measured.samples() if begun <= at < ended]
-        assert measured.mean(begun, ended) == pytest.approx(sum(inside) / len(inside))
-        assert 0 < min(inside) <= max(inside) < 1
+        inside = [sample for sample in measured.samples() if begun <= sample.at < ended]
+        assert all(0 < sample.ran_s < 1 for sample in inside)
+        taken = inside[-1].machine.since(inside[0].machine).taken
+        mean = sum(sample.ran_s for sample in inside) / len(inside)
+        assert measured.mean(begun, ended) == pytest.approx(mean * taken)
         assert measured.mean(0.0, 1e-9) == 0.0
 
 

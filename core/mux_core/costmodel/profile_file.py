@@ -35,7 +35,7 @@ from mux_core.llm import Dtype, ModelGeometry
 
 FORMAT: Final = "muxserve-profile"
 VERSION: Final = 1
-SET_VERSION: Final = 4
+SET_VERSION: Final = 5
 MOST_ROWS: Final = 1_000_000
 _WORK: Final = ("step", "token", "request")
 

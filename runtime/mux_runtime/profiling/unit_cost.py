@@ -2,7 +2,8 @@
 
 The unit is `python -m mux_runtime unit`, asked over HTTP from this machine, so on a CPU client,
 front, scheduler and engines share the cores, as they do under load. Each model is asked alone;
-what is told apart by processes is told by the seconds of a core that each has run.
+what is told apart by processes is told by the seconds of a core that each has run, and on a virtual
+machine by what was stolen from it meanwhile.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from statistics import fmean, median
+from statistics import fmean
 from typing import Final, Self
 
 from scipy.optimize import nnls
@@ -18,6 +19,7 @@ from scipy.optimize import nnls
 from mux_core.costmodel.profile_set import UnitCost, Work
 from mux_core.engine import Phase
 from mux_core.errors import PeerError
+from mux_runtime.core_time import CoreTime
 from mux_runtime.profiling.client import Marks, open_session, stream
 from mux_runtime.profiling.probe_unit import ProbeUnit, core_seconds
 from mux_runtime.profiling.steps import spread
@@ -83,7 +85,7 @@ class HostSteps:
 class Ran:
     """What a unit did for a load of one model alone, and seconds of a core that others ran for it.
 
-    Medians: `decoding_s`, of a round, from its first token to its last; `ttft_s`, of its streams.
+    Means: `decoding_s`, of a round, from its first token to its last; `ttft_s`, of its streams.
     """
 
     hosts: HostSteps
@@ -175,40 +177,44 @@ def served_steps(ran: Sequence[HostSteps]) -> ServedSteps:
 
 
 async def _ran(unit: ProbeUnit, model: str, load: Load) -> Ran:
-    before, client = await _Hosts.of(unit, model), time.process_time()
+    before, client = await _SoFar.of(unit, model), time.process_time()
     scheduler = core_seconds(unit.scheduler)
     rounds = await _ask(unit, model, load)
     scheduler_after, client_after = core_seconds(unit.scheduler), time.process_time()
+    after = await _SoFar.of(unit, model)
+    taken = after.machine.since(before.machine).taken
     return Ran(
-        hosts=(await _Hosts.of(unit, model)).since(before, load),
-        scheduler_s=scheduler_after - scheduler, client_s=client_after - client,
-        decoding_s=median(_decoding_s(marks) for marks in rounds),
-        ttft_s=median(one.first - one.sent for marks in rounds for one in marks))  # fmt: skip
+        hosts=after.since(before, load),
+        scheduler_s=(scheduler_after - scheduler) * taken, client_s=(client_after - client) * taken,
+        decoding_s=fmean(_decoding_s(marks) for marks in rounds),
+        ttft_s=fmean(one.first - one.sent for marks in rounds for one in marks))  # fmt: skip
 
 
 async def _together(unit: ProbeUnit, load: Load) -> dict[str, HostSteps]:
     """The load of every model, all at once."""
-    before = {model: await _Hosts.of(unit, model) for model in unit.models}
+    before = {model: await _SoFar.of(unit, model) for model in unit.models}
     await asyncio.gather(*(_ask(unit, model, load) for model in unit.models))
-    return {model: (await _Hosts.of(unit, model)).since(before[model], load)
+    return {model: (await _SoFar.of(unit, model)).since(before[model], load)
             for model in unit.models}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class _Hosts:
-    """Steps and seconds of a core so far."""
+class _SoFar:
+    """Steps of a model's hosts and seconds that they ran; and what all cores did."""
 
     count: Mapping[Phase, int]
-    core_s: Mapping[Phase, float]
+    ran_s: Mapping[Phase, float]
+    machine: CoreTime
 
     @classmethod
     async def of(cls, unit: ProbeUnit, model: str) -> Self:
-        return cls(await unit.steps(model), unit.host_seconds(model))
+        return cls(await unit.steps(model), unit.host_seconds(model), CoreTime.now())
 
     def since(self, before: Self, load: Load) -> HostSteps:
+        taken = self.machine.since(before.machine).taken
         return HostSteps(load=load,
                          count={phase: self.count[phase] - before.count[phase] for phase in Phase},
-                         core_s={phase: self.core_s[phase] - before.core_s[phase]
+                         core_s={phase: (self.ran_s[phase] - before.ran_s[phase]) * taken
                                  for phase in Phase})  # fmt: skip
 
 

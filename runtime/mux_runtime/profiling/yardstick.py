@@ -1,6 +1,7 @@
 """How fast this machine is meanwhile, by a fixed piece of work that is timed now and then.
 
-Virtual machines share their processors with others and may be half as fast again for minutes. A
+Virtual machines share their processors with others and may be half as fast again for minutes; and
+what others take of them is missing in the seconds that our processes ran, so it is added. A
 profile notes how long the work took while it asked a unit's models, a comparison how long it took
 beside its load, and takes the profile's costs times the ratio. Both find the caches as a load
 leaves them.
@@ -13,9 +14,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import IO, Final
 
 from mux_core.errors import PeerError
+from mux_runtime.core_time import CoreTime
 
 PROGRAM: Final = "mux_runtime.engines.torch.yardstick"
 STARTS_WITHIN_S: Final = 120.0
@@ -23,20 +26,33 @@ _LOOK_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """At a moment of `time.monotonic`: seconds that the work ran, and what all cores did so far."""
+
+    at: float
+    ran_s: float
+    machine: CoreTime
+
+
+@dataclass(frozen=True, slots=True)
 class Yardstick:
-    """What a process that takes samples has said: moments of `time.monotonic`, and seconds."""
+    """What a process that takes samples has said."""
 
     said: IO[str]
 
-    def samples(self) -> list[tuple[float, float]]:
+    def samples(self) -> list[Sample]:
         self.said.seek(0)
-        lines = [line.split() for line in self.said if line.endswith("\n")]
-        return [(float(at), float(took)) for at, took in lines]
+        lines = [map(float, line.split()) for line in self.said if line.endswith("\n")]
+        return [Sample(at, ran_s, CoreTime(*machine)) for at, ran_s, *machine in lines]
 
     def mean(self, begin: float, end: float) -> float:
-        """Mean seconds of the work between two moments; 0 where it was not timed."""
-        found = [took for at, took in self.samples() if begin <= at < end]
-        return sum(found) / len(found) if found else 0.0
+        """Mean seconds for which the work had to have a core, between two moments; 0 where it was
+        not timed."""
+        found = [sample for sample in self.samples() if begin <= sample.at < end]
+        if not found:
+            return 0.0
+        taken = found[-1].machine.since(found[0].machine).taken
+        return taken * fmean(sample.ran_s for sample in found)
 
 
 @contextmanager

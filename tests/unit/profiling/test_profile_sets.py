@@ -51,7 +51,7 @@ def test_one_table_is_read_from_a_profile_of_one_model_only():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 2}, "version 2; this release reads versions 1 and 4"),
+        ({"version": 2}, "version 2; this release reads versions 1 and 5"),
         ({"version": 1}, "version 1 says neither device nor shape"),
         ({"format": "x"}, "is no profile"),
         ({"made": {"device": "x"}}, "is damaged"),

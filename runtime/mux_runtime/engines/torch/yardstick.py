@@ -1,7 +1,8 @@
 """`python -m mux_runtime.engines.torch.yardstick`: times the same forward pass now and then.
 
-Says what each sample took, a line of (moment of `time.monotonic`, seconds of a core), until its
-standard input ends, that is, until whoever started it does.
+Says what each sample took, a line of (moment of `time.monotonic`, seconds of a core, seconds that
+all cores ran so far, seconds stolen from them), until its standard input ends, that is, until
+whoever started it does.
 """
 
 import os
@@ -14,6 +15,7 @@ import torch
 
 from mux_core.checkpoint import ModelConfig, Rope
 from mux_core.llm import Dtype, ModelGeometry
+from mux_runtime.core_time import CoreTime
 from mux_runtime.engines.torch.layout import layout
 from mux_runtime.engines.torch.model import DenseModel
 
@@ -44,7 +46,9 @@ def main() -> None:
         begun = time.thread_time()
         for _ in range(PASSES):
             model.warm_up()
-        print(time.monotonic(), (time.thread_time() - begun) / PASSES, flush=True)
+        ran_s = (time.thread_time() - begun) / PASSES
+        machine = CoreTime.now()
+        print(time.monotonic(), ran_s, machine.ran_s, machine.stolen_s, flush=True)
         turn += 1
 
 
