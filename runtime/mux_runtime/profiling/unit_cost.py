@@ -177,11 +177,11 @@ def served_steps(ran: Sequence[HostSteps]) -> ServedSteps:
 
 
 async def _ran(unit: ProbeUnit, model: str, load: Load) -> Ran:
-    before, client = await _SoFar.of(unit, model), time.process_time()
+    before, client = await SoFar.of(unit, model), time.process_time()
     scheduler = core_seconds(unit.scheduler)
     rounds = await _ask(unit, model, load)
     scheduler_after, client_after = core_seconds(unit.scheduler), time.process_time()
-    after = await _SoFar.of(unit, model)
+    after = await SoFar.of(unit, model)
     taken = after.machine.since(before.machine).taken
     return Ran(
         hosts=after.since(before, load),
@@ -192,14 +192,14 @@ async def _ran(unit: ProbeUnit, model: str, load: Load) -> Ran:
 
 async def _together(unit: ProbeUnit, load: Load) -> dict[str, HostSteps]:
     """The load of every model, all at once."""
-    before = {model: await _SoFar.of(unit, model) for model in unit.models}
+    before = {model: await SoFar.of(unit, model) for model in unit.models}
     await asyncio.gather(*(_ask(unit, model, load) for model in unit.models))
-    return {model: (await _SoFar.of(unit, model)).since(before[model], load)
+    return {model: (await SoFar.of(unit, model)).since(before[model], load)
             for model in unit.models}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class _SoFar:
+class SoFar:
     """Steps of a model's hosts and seconds that they ran; and what all cores did."""
 
     count: Mapping[Phase, int]

@@ -12,6 +12,7 @@ import pytest
 from mux_core.costmodel.profile_set import Work
 from mux_core.engine import Phase
 from mux_core.errors import PeerError
+from mux_runtime.core_time import CoreTime
 from mux_runtime.profiling.probe_unit import core_seconds
 from mux_runtime.profiling.unit_cost import (
     LOADS,
@@ -22,6 +23,7 @@ from mux_runtime.profiling.unit_cost import (
     HostSteps,
     Load,
     Ran,
+    SoFar,
     served_steps,
     unit_cost,
 )
@@ -67,6 +69,18 @@ def test_what_is_between_steps_is_what_a_round_takes_beyond_its_steps() -> None:
     cost = unit_cost(ALL)
     assert (cost.step_s, cost.token_s) == pytest.approx((SCHEDULER.step_s, SCHEDULER.token_s))
     assert cost.request_s == pytest.approx(REQUEST_S)
+
+
+def test_what_the_machine_s_host_took_is_part_of_a_step() -> None:
+    steps = {Phase.PREFILL: 5, Phase.DECODE: 100}
+    ran_s = {Phase.PREFILL: 1.0, Phase.DECODE: 2.0}
+    before = SoFar(count=steps, ran_s=ran_s, machine=CoreTime(ran_s=10.0, stolen_s=7.0))
+    after = SoFar(count={phase: 2 * count for phase, count in steps.items()},
+                  ran_s={phase: 2 * seconds for phase, seconds in ran_s.items()},
+                  machine=CoreTime(ran_s=15.0, stolen_s=8.0))  # fmt: skip
+    found = after.since(before, LOADS[0])
+    assert found.count == steps
+    assert found.core_s == pytest.approx({Phase.PREFILL: 1.2, Phase.DECODE: 2.4})
 
 
 def test_nothing_is_negative() -> None:
