@@ -1,6 +1,7 @@
 """What the estimator and the simulator say of running units under given arrivals."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -25,10 +26,14 @@ HALVINGS: Final = 24
 
 
 def predicted(
-    stage: Stage, load: float, shape: LengthShape, models: Sequence[ModelName]
-) -> dict[ModelName, Figures]:
-    """The estimator's figures at a part of the stage's rates; it knows no single arrival."""
-    estimator = _estimator(stage, shape)
+    stage: Stage, load: float, shape: LengthShape, models: Sequence[ModelName],
+    window: tuple[float, float] | None = None,
+) -> dict[ModelName, Figures]:  # fmt: skip
+    """The estimator's figures at a part of the stage's rates; it knows no single arrival.
+
+    `window`: between these seconds of a load on idle units; what settles in the end, if None.
+    """
+    estimator = replace(_estimator(stage, shape), window=window)
     found: dict[ModelName, Figures] = {}
     for unit in stage.placement.units:
         kind, asks = stage.asks(unit, load)

@@ -79,7 +79,8 @@ def compare(stage: Stage, run: Run) -> Comparison:
     return Comparison(
         load=run.load, seed=run.seed, observed=run.observed, load_average=run.load_average,
         slower=slower,
-        predicted=predicted(then, run.load, run.window.shape, tuple(run.observed)),
+        predicted=predicted(then, run.load, run.window.shape, tuple(run.observed),
+                            (run.window.warmup, run.window.end)),
         simulated=simulated(then, run.asked, begin=run.window.warmup, end=run.window.end),
     )  # fmt: skip
 

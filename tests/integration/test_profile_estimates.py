@@ -1,6 +1,7 @@
 """The estimator of turns against the simulator, which plays every step under the real policy."""
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 
@@ -15,7 +16,7 @@ from mux_core.placement import GpuGroup, GpuNode, KvQuota, Member, Placement, Sh
 from mux_core.planning import PlacementProblem
 from mux_core.simulator.lengths import LengthShape
 from mux_core.units import Bytes, ModelName, NodeName, Percent, UnitId
-from profile_builders import prefill_s, profile_set, shape
+from profile_builders import model_profile, prefill_s, profile_set, shape
 
 WINDOW = Window(warmup=5, seconds=40, shape=LengthShape.FIXED)
 NODE = GpuNode(name=NodeName("n"), gpus=1, memory=Bytes(512 << 20), gpu="cpu")
@@ -25,13 +26,16 @@ UNLIKE = tuple(Share(prefill=Percent(50), decode=Percent(p)) for p in (50, 20, 3
 WHOLE = Share(prefill=Percent(100), decode=Percent(100))
 
 
-def stage(rates, *, share=HALF, shares=None, layers=(4, 2, 4), prompt=32, output=48):
+def stage(
+    rates, *, share=HALF, shares=None, layers=(4, 2, 4), prompt=32, output=48, profiles=None
+):  # fmt: skip
+    profiles = profiles or profile_set()
     llms = [
         Llm(name=ModelName(name), weight_bytes=Bytes(1 << 20), geometry=shape(layers=depth),
             demand=Demand(rate=rate, prompt_tokens=prompt, output_tokens=output))
         for (name, rate), depth in zip(rates.items(), layers, strict=False)
     ]  # fmt: skip
-    costs = choose_costs(llms, [NODE], ProfileCatalog((profile_set(),)), {})
+    costs = choose_costs(llms, [NODE], ProfileCatalog((profiles,)), {})
     kv = KvQuota(guaranteed=Bytes(16 << 20), limit=Bytes(512 << 20))
     unit = Unit(
         id=UnitId("u"),
@@ -44,7 +48,7 @@ def stage(rates, *, share=HALF, shares=None, layers=(4, 2, 4), prompt=32, output
     return Stage(
         problem=PlacementProblem(now=0.0, nodes=(NODE,), llms=costs.llms),
         placement=Placement(units=(unit,)), costs=costs, rates=rates, yardstick_s=0.0,
-        unit_bytes=16384, cpu=ProfileCatalog((profile_set(),)).cpu,
+        unit_bytes=16384, cpu=ProfileCatalog((profiles,)).cpu,
         interference=PairInterference(decode_by_prefill=0.1, prefill_by_decode=0.1,
                                       decode_by_decode=1.1),
     )  # fmt: skip
@@ -111,6 +115,49 @@ def test_members_of_unlike_shares_that_all_fit_are_estimated_as_they_play(layers
             0, abs=0.2)  # fmt: skip
         assert relative_error(said[model].ttft.mean, played[model].ttft.mean) == pytest.approx(
             0, abs=0.2)  # fmt: skip
+
+
+def test_prompts_that_wait_are_estimated_to_go_together():
+    """Prefills that take as long for four prompts as for one."""
+
+    def constant(batch, tokens):
+        return 0.02 + 1e-6 * batch * tokens
+
+    profiles = profile_set(*(model_profile(name, shape(layers=layers), prefill=constant)
+                             for name, layers in (("a", 4), ("b", 2))))  # fmt: skip
+    rates = {"a": 1.0, "b": 1.0, "c": 1.0}
+    said, played = both(stage(rates, shares=UNLIKE, profiles=profiles), 0.95)
+    for model in rates:
+        for latency in ("tpot", "ttft"):
+            means = [getattr(figures, latency).mean for figures in (said[model], played[model])]
+            assert relative_error(*means) == pytest.approx(0, abs=0.5)
+
+
+def test_a_window_at_the_beginning_of_too_much_is_estimated_as_it_plays():
+    """What would wait without end in the end has hardly begun to."""
+    found = stage({"a": 1.0, "b": 1.0, "c": 1.0}, shares=UNLIKE)
+    load = 1.15 * capacity(found, WINDOW.shape)
+    asked = draw_arrivals(found, load, 1, WINDOW)
+    played = simulated(found, asked, begin=WINDOW.warmup, end=WINDOW.end)
+    models = tuple(played)
+    early = predicted(found, load, WINDOW.shape, models, (WINDOW.warmup, WINDOW.end))
+    late = predicted(found, load, WINDOW.shape, models)
+    for model in models:
+        assert late[model].ttft.mean == inf > early[model].ttft.mean
+        means = [figures[model].tpot.mean for figures in (early, played)]
+        assert relative_error(*means) == pytest.approx(0, abs=0.25)
+        assert late[model].tpot.mean > 1.2 * early[model].tpot.mean
+
+
+def test_a_window_long_after_the_beginning_is_what_settles():
+    found = stage({"a": 1.0, "b": 0.5, "c": 0.5}, shares=UNLIKE)
+    load = 0.7 * capacity(found, WINDOW.shape)
+    models = tuple(found.rates)
+    late = predicted(found, load, WINDOW.shape, models, (300.0, 400.0))
+    for model, settled in predicted(found, load, WINDOW.shape, models).items():
+        assert late[model].served == pytest.approx(settled.served, rel=1e-3)
+        assert late[model].tpot.mean == pytest.approx(settled.tpot.mean, rel=0.02)
+        assert late[model].ttft.mean == pytest.approx(settled.ttft.mean, rel=0.02)
 
 
 def test_beyond_its_capacity_a_unit_is_said_to_be_full():

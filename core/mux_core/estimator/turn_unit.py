@@ -7,13 +7,14 @@
 * *Prefills.* They wait for percents that decodes hold, for other prefills, and for the one before
   them on their own host.
 
-Both move each other: the rounds go on until what each member does stands still.
+Both move each other: the rounds go on until what each member does stands still, or are moments
+of a window of time that began with nobody there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
-from math import exp
+from math import exp, inf
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from mux_core.estimator.turn_member import BATCH, Floats, TurnMember
 
 ROUNDS = 60
 STILL = 1e-4
+MOMENTS = 120
+"""A window is looked at so many times, from when nobody is there to its end."""
 EXACT_MEMBERS = 5
 """Up to so many members, every set of decoding ones is looked at; beyond, the busiest alone."""
 MOST_HELD = 0.98
@@ -38,10 +41,9 @@ class TurnUnit:
 
     `prefillers` of `prefill_percent` each may run at once. The rest are means over time:
     `prefilling`: prefills that would run were there no limit, each taking `slower` times as long
-    as alone; `room_s`: what a
-    prefill waits for percents, `roomless`: the chance that it does; `beside`: cores taken by what
-    runs beside steps; `crowding`: times as long that takes for all that runs; `scheduling`: part
-    of the time that the scheduler's process runs.
+    as alone; `room_s`: what a prefill waits for percents, `roomless`: the chance that it does;
+    `beside`: threads of what runs beside steps, `crowding`: times as long that takes for all that
+    runs; `scheduling`: part of the time that the scheduler's process runs.
     """
 
     members: Sequence[TurnMember]
@@ -69,18 +71,17 @@ class TurnUnit:
     def prefill_wait(self, member: TurnMember, runs_s: float) -> tuple[float, float]:
         """(mean wait for percents and for the member's own host, the chance that there is any).
 
-        `runs_s`: mean `prefill_s` of its prompts. Prompts that wait together go together, so who
-        waits also waits for those that came meanwhile.
+        `runs_s`: mean seconds of its prefills.
         """
         full = dict(_prefills_running(self))[self.prefillers]
         queue = 0.0
         if self.prefillers < sum(m.ask.rate > 0 for m in self.members):
             queue = full * runs_s / max(1 - MOST_HELD, self.prefillers - self.prefilling)
-        own = min(0.99, member.ask.rate * runs_s)
+        own = min(0.99, member.prefills_per_s * runs_s)
         square = sum(p * p for p in member.prefills) / len(member.prefills) / member.prefill_s**2
         rest = own * runs_s * square / 2
         chance = min(1.0, self.roomless + own + (full if queue else 0.0))
-        return (self.room_s + queue + rest) / (1 - own), chance
+        return self.room_s + queue + rest / (1 - own), chance
 
     def free(self, prefills: int) -> int:
         """Percents left for decodes while so many prefills run."""
@@ -101,21 +102,60 @@ class TurnUnit:
         return self.factors.decode_by_decode if decodes > 1 else 1.0
 
 
-def settled(
+def turn_unit(
     members: Sequence[TurnMember], factors: PairInterference, cpu: CpuWork
 ) -> TurnUnit:  # fmt: skip
-    """The unit at the fixed point; its members are settled with it."""
-    unit = TurnUnit(members=members, prefill_percent=_prefill_percent(members),
+    """The unit while nobody is there."""
+    return TurnUnit(members=members, prefill_percent=_prefill_percent(members),
                     prefillers=_prefillers(members), factors=factors, cpu=cpu)  # fmt: skip
+
+
+def settled(unit: TurnUnit, hold_back: Callable[[], None]) -> TurnUnit:
+    """The unit at the fixed point; its members are settled with it.
+
+    `hold_back` says how many of each decode at most. Waits between steps stay as they are without:
+    near its capacity a unit would else settle where few are let in and those few are fast, which is
+    not where it goes.
+    """
     for _ in range(ROUNDS):
-        unit = _loaded(unit)
-        moved = 0.0
-        for member in members:
-            before = member.busy
-            member.take(_waits(member, [m for m in members if m is not member], unit))
-            moved = max(moved, abs(member.busy - before))
-        if moved < STILL:
+        before = [member.busy for member in unit.members]
+        unit = _later(unit, inf)
+        moved = [abs(m.busy - busy) for m, busy in zip(unit.members, before, strict=True)]
+        if max(moved) < STILL:
             break
+    hold_back()
+    for member in unit.members:
+        member.there = member.lasting()
+    return unit
+
+
+def followed(
+    unit: TurnUnit, begin: float, end: float, hold_back: Callable[[], None]
+) -> TurnUnit:  # fmt: skip
+    """The unit as it is on average between these seconds after nobody was there, and its members.
+
+    Near its capacity a unit takes minutes to fill, and beyond it never settles. `hold_back` is
+    asked at each moment.
+    """
+    step = end / MOMENTS
+    seen = []
+    for moment in range(1, MOMENTS + 1):
+        unit = _later(unit, step)
+        hold_back()
+        if moment * step > begin:
+            seen.append([(member.there, member.waits) for member in unit.members])
+    for member, moments in zip(unit.members, zip(*seen, strict=True), strict=True):
+        member.average(moments)
+    return _loaded(unit)
+
+
+def _later(unit: TurnUnit, seconds: float) -> TurnUnit:
+    """After so long with what its members do now."""
+    unit = _loaded(unit)
+    for member in unit.members:
+        member.gather(unit.room_s)
+        others = [m for m in unit.members if m is not member]
+        member.take(_waits(member, others, unit), seconds)
     return unit
 
 
@@ -137,16 +177,16 @@ def _loaded(unit: TurnUnit) -> TurnUnit:
     unit = replace(unit, beside=_beside(unit), scheduling=_scheduling(unit))
     crowding = _crowding(unit)
     unit = replace(unit, crowding=crowding, slower=crowding * _prefill_factor(unit))
-    offered = sum(m.ask.rate * unit.prefill_s(m.prefill_s) for m in unit.members)
+    offered = sum(m.prefills_per_s * unit.prefill_s(m.prefill_s + m.mates_s) for m in unit.members)
     unit = replace(unit, prefilling=offered)
     room_s, roomless = _for_room(unit)
     return replace(unit, room_s=room_s, roomless=roomless)
 
 
 def _beside(unit: TurnUnit) -> float:
-    """Cores that arrivals and the client take on average."""
+    """Threads of arrivals and the client that run on average, for longer where others run too."""
     cost, client = unit.cpu.unit, unit.cpu.unit.client
-    return sum(
+    return unit.crowding * sum(
         m.ask.rate * (cost.arrival_s + client.step_s + client.token_s
                       + m.output * client.of_token(m.steps_per_token))
         for m in unit.members)  # fmt: skip

@@ -20,7 +20,7 @@ from mux_core.estimator.turn_member import (
     TurnMember,
     turn_member,
 )
-from mux_core.estimator.turn_unit import TurnUnit, settled
+from mux_core.estimator.turn_unit import TurnUnit, followed, settled, turn_unit
 from mux_core.estimator.unit import Ask, GroupKind, MemberOutcome, UnitOutcome
 from mux_core.planning import PlanReason
 from mux_core.units import Bytes, ModelName
@@ -37,7 +37,8 @@ class TurnUnits:
 
     It divides no KV: `kv` of an outcome is what is `held`. `lengths` by model where more than the
     means is known. `cpu`: the cores, and what runs there beside steps. `tables` are those that
-    the LLMs name.
+    the LLMs name. `window`: between which seconds after nobody was there means are asked; what
+    settles in the end, if None.
     """
 
     tables: Mapping[str, StepTable]
@@ -45,15 +46,23 @@ class TurnUnits:
     cpu: CpuWork | None = None
     headroom: float = 0.9
     lengths: Mapping[ModelName, Lengths] = field(default_factory=dict)
+    window: tuple[float, float] | None = None
 
     def outcome(self, kind: GroupKind, asks: Sequence[Ask]) -> UnitOutcome:
         """The unit at these rates and shares; `asks` name a share each."""
         members = [turn_member(ask, kind, self.tables, self.lengths.get(ask.llm.name))
                    for ask in asks]  # fmt: skip
-        unit = settled(members, _pair_factors(self.interference), self.cpu or UNSHARED)
+        unit = turn_unit(members, _pair_factors(self.interference), self.cpu or UNSHARED)
         room = room_bytes(kind) - sum(fixed_bytes(ask.llm, kind) for ask in asks)
-        _hold_back(members, room)
-        outcomes = tuple(_outcome(member, unit) for member in members)
+
+        def hold_back() -> None:
+            _hold_back(members, room)
+
+        if self.window is None:
+            unit = settled(unit, hold_back)
+        else:
+            unit = followed(unit, *self.window, hold_back)
+        outcomes = tuple(_outcome(member, unit, lasts=self.window is None) for member in members)
         return _verdict(outcomes, asks, room, self.headroom)
 
 
@@ -65,43 +74,40 @@ def _pair_factors(given: Interference) -> PairInterference:
 
 
 def _hold_back(members: Sequence[TurnMember], room: float) -> None:
-    """No more requests decode than each has KV for beside the others.
-
-    Waits between steps stay as they are without that limit: near its capacity a unit would else
-    settle where few are let in and those few are fast, which is not where it goes.
-    """
+    """No more requests decode than each has KV for beside the others."""
     held = [member.held for member in members]
     need = sum(held)
     for member, own in zip(members, held, strict=True):
         left = room - (need - own) if need <= room or not need else room * own / need
-        member.limit(int(min(MOST_BATCH, max(1.0, left / member.request_bytes))))
+        member.most = int(min(MOST_BATCH, max(1.0, left / member.request_bytes)))
 
 
-def _outcome(member: TurnMember, unit: TurnUnit) -> MemberOutcome:
+def _outcome(member: TurnMember, unit: TurnUnit, *, lasts: bool) -> MemberOutcome:
     rate, output = member.ask.rate, member.output
-    runs = [unit.prefill_s(alone) for alone in member.prefills]
+    runs = [unit.prefill_s(alone + member.mates_s) for alone in member.prefills]
     runs_s = sum(runs) / len(runs)
     # Its own prefill host, and the percents that all prefills share.
-    prefilling = max(rate * runs_s, unit.prefilling / unit.prefillers)
+    prefilling = max(member.prefills_per_s * runs_s, unit.prefilling / unit.prefillers)
     decoding, tokens_per_s = member.decode_use, float(member.tokens_per_s.sum())
-    use = max(prefilling, decoding, unit.scheduling)
     served = rate / max(1.0, prefilling, unit.scheduling)
-    wait, chance = unit.prefill_wait(member, runs_s)
-    if decoding >= 1:
+    if output and (decoding >= 1 or not lasts):
         served = min(served, tokens_per_s / output)
-    else:
-        delay, delayed = member.for_kv()
-        wait, chance = wait + delay, min(1.0, chance + delayed)
+    # Decodes that ask for too much end a window with a queue, not without end.
+    endless = max(prefilling, unit.scheduling, decoding if lasts else 0.0) >= 1
+    in_turn, chance = unit.prefill_wait(member, runs_s)
+    for_kv, short = member.for_kv()
+    wait, chance = in_turn + for_kv, min(1.0, chance + short)
     arrival = unit.cpu.unit.arrival_s * unit.crowding
     bases = [arrival + seconds for seconds in runs]
     held = Bytes(int(member.held))
     return MemberOutcome(
-        served=served, share=member.share, kv=held, held=held, utilisation=use,
-        ttft_mean_s=sum(bases) / len(bases) + wait if use < 1 else inf,
-        ttft_p99_s=_tail_of(bases, wait, chance) if use < 1 else inf,
+        served=served, share=member.share, kv=held, held=held,
+        utilisation=max(prefilling, decoding, unit.scheduling),
+        ttft_mean_s=inf if endless else sum(bases) / len(bases) + wait,
+        ttft_p99_s=inf if endless else _tail_of(bases, wait, chance),
         tpot_mean_s=member.decoding / tokens_per_s if tokens_per_s else None,
         tpot_p99_s=member.wait_tail if output else None,
-        attainment=_attainment(member, use, bases, wait, chance),
+        attainment=_attainment(member, endless, bases, wait, chance),
     )  # fmt: skip
 
 
@@ -122,13 +128,13 @@ def _over(spare: float, wait: float, busy: float) -> float:
 
 
 def _attainment(
-    member: TurnMember, use: float, bases: Sequence[float], wait: float, busy: float
+    member: TurnMember, endless: bool, bases: Sequence[float], wait: float, busy: float
 ) -> float | None:
     """Share of requests that meet TTFT and TPOT; waits and batch taken as independent."""
     slo = member.ask.llm.slo
     if slo is None:
         return None
-    if use >= 1:
+    if endless:
         return 0.0
     met = 1.0
     if slo.ttft_s is not None:
