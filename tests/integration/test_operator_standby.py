@@ -21,14 +21,20 @@ def decided(install: Installed, model: str) -> bool:
     return install.condition(model).get("reason") == "UnsupportedSource"
 
 
+def both_operators(install: Installed) -> set[str]:
+    """The names of the two pods, as soon as the Deployment's controller made them."""
+    names = {str(pod["metadata"]["name"]) for pod in install.operator_pods()}
+    assert len(names) == 2
+    return names
+
+
 def test_a_standby_leads_when_the_leader_is_killed_and_only_one_writes(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     install_crds(cluster)
     remote = {"uri": "hf://org/model"}
     with installed(cluster, tmp_path, operators=2) as install:
-        names = {pod["metadata"]["name"] for pod in install.operator_pods()}
-        assert len(names) == 2
+        names = eventually(lambda: both_operators(install), "two operator pods")
         install.kubectl.apply(llm_manifest("before", model=remote))
         eventually(lambda: decided(install, "before"), "the first is judged", within=60)
         first = leader(install)
