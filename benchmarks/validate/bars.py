@@ -15,7 +15,8 @@ same runs are held against these sets of costs:
 * measured: every model and every pair was profiled;
 * uncorrected: the same, but taken as they are; all others are multiplied by how many times as long
   as beside the profile a fixed piece of work took beside the run;
-* pair unseen: the interference of one pair is left out, the other pairs stand for it;
+* pair unseen: no step that was timed in company, and one pair's interference left out: the bench
+  and the other pairs stand for it;
 * model unseen: one model's steps and pairs are left out, it has a fit to the other two.
 
 Figures of the seeds are averaged, then compared; the bars for the unseen are twice as wide. Run it
@@ -208,7 +209,8 @@ def make_variants(scene: Scene) -> Iterator[Variant]:
 
 def without_pair(profiles: ProfileSet, models: set[str]) -> ProfileSet:
     kept = tuple(pair for pair in profiles.pairs if {s.model for s in pair.sides} != models)
-    return replace(profiles, pairs=kept)
+    bench = tuple(replace(model, served=None) for model in profiles.models)
+    return replace(profiles, pairs=kept, models=bench)
 
 
 def without_model(profiles: ProfileSet, model: str) -> ProfileSet:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from mux_core.costmodel.fit import cross_validate, fit_device
 from mux_core.costmodel.hardware import GPU_TYPES
-from mux_core.costmodel.profile_set import CPU, ModelProfile, ProfileSet, Stretch
+from mux_core.costmodel.profile_set import CPU, ModelProfile, ProfileSet, Served
 from mux_core.costmodel.table import StepRow
 from mux_core.engine import Phase
 from mux_core.units import format_bytes
@@ -28,11 +28,12 @@ def summary(profiles: ProfileSet) -> Iterator[str]:
             yield (f"unit: {who} run {work.step_s * 1e3:.2f} ms per step, "
                    f"{work.token_s * 1e3:.3f} ms per token, {work.request_s * 1e3:.1f} ms per "
                    "request")  # fmt: skip
+        if unit.cores_used < 1:
+            yield (f"unit: {unit.cores_used:.0%} of the cores' time is used while more is wanted "
+                   "than there is")  # fmt: skip
     for model in profiles.models:
         if model.served is not None:
-            yield (f"unit: steps of {model.name} take {_stretch_text(model.served.decode)} "
-                   f"(decode), {_stretch_text(model.served.prefill)} (prefill) of their time on "
-                   "the bench")  # fmt: skip
+            yield f"unit: steps of {model.name} take {_served_text(model.served)}"
     for pair in profiles.pairs:
         one, other = pair.sides
         slow, slower = pair.slowdowns
@@ -46,8 +47,11 @@ def summary(profiles: ProfileSet) -> Iterator[str]:
         yield f"left out: {left}"
 
 
-def _stretch_text(stretch: Stretch) -> str:
-    return f"x{stretch.times:.2f} + {stretch.longer_s * 1e3:.2f} ms"
+def _served_text(served: Served) -> str:
+    decodes = ", ".join(f"x{times:.2f} (decode of {batch:.0f})" for batch, times in served.decode)
+    prefill = served.prefill
+    return (f"{decodes}, x{prefill.times:.2f} + {prefill.longer_s * 1e3:.2f} ms (prefill) of their "
+            "time on the bench")  # fmt: skip
 
 
 def _fit_lines(profiles: ProfileSet) -> Iterator[str]:

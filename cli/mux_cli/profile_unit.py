@@ -8,13 +8,13 @@ from typing import Final
 from mux_cli.profile_subjects import Subject
 from mux_core.units import MIB
 from mux_runtime.profiling.probe_unit import ToServe
-from mux_runtime.profiling.unit_cost import MOST_TOKENS
+from mux_runtime.profiling.unit_cost import CROWD, MOST_TOKENS
 
 MOST_MODELS: Final = 3
 """Of more, the smallest."""
 LEAST_BYTES: Final = 256 * MIB
 """Of each model, beside its weights."""
-STREAMS: Final = 64
+STREAMS: Final = CROWD.streams
 """Of each model, for which there is KV."""
 
 

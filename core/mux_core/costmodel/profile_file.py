@@ -8,7 +8,7 @@ JSON, version 1:
 
 A phase that was not measured is left out or null. `percent` is the SM share in force.
 
-Version 4 holds several models measured on one device, what else was timed there, and where and by
+Version 6 holds several models measured on one device, what else was timed there, and where and by
 what it was made; `load_profiles` reads it.
 """
 
@@ -35,7 +35,7 @@ from mux_core.llm import Dtype, ModelGeometry
 
 FORMAT: Final = "muxserve-profile"
 VERSION: Final = 1
-SET_VERSION: Final = 5
+SET_VERSION: Final = 6
 MOST_ROWS: Final = 1_000_000
 _WORK: Final = ("step", "token", "request")
 
@@ -56,7 +56,7 @@ def dump_profiles(profiles: ProfileSet) -> str:
         "models": [_model_document(model) for model in profiles.models],
         "unit": None if unit is None else {
             **_work_document(unit), "scheduler": _work_document(unit.scheduler),
-            "client": _work_document(unit.client)},
+            "client": _work_document(unit.client), "cores_used": unit.cores_used},
         "pairs": [
             {"sides": [asdict(side) for side in pair.sides],
              "alone_ms": [s * 1000 for s in pair.alone_s],
@@ -72,8 +72,9 @@ def _model_document(model: ModelProfile) -> dict[str, Any]:
         "model": model.name, "geometry": asdict(model.geometry), "grant_ms": model.grant_s * 1000,
         "handoff_ms": model.handoff_s * 1000, "host_bytes": model.host_bytes,
         "served": None if model.served is None else {
-            "decode": _stretch_document(model.served.decode),
-            "prefill": _stretch_document(model.served.prefill)},
+            "decode": [{"batch": batch, "times": times} for batch, times in model.served.decode],
+            "prefill": _stretch_document(model.served.prefill),
+            "together": model.served.together},
         "rows": _rows_document(model.table),
     }  # fmt: skip
 
@@ -130,7 +131,7 @@ def load_profiles(text: str, *, subject: str) -> ProfileSet:
             models=tuple(_model(found, gpu, subject) for found in document["models"]),
             unit=None if unit is None else UnitCost(
                 **_work(unit), scheduler=Work(**_work(unit["scheduler"])),
-                client=Work(**_work(unit["client"]))),
+                client=Work(**_work(unit["client"])), cores_used=float(unit["cores_used"])),
             pairs=tuple(_pair(found) for found in document["pairs"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -174,9 +175,14 @@ def _model(document: Mapping[str, Any], gpu: str, subject: str) -> ModelProfile:
         table=_table(document, gpu, f"{subject}: model {document['model']}"),
         grant_s=document["grant_ms"] / 1000, handoff_s=document["handoff_ms"] / 1000,
         host_bytes=int(document["host_bytes"]),
-        served=None if document["served"] is None else Served(
-            decode=_stretch(document["served"]["decode"]),
-            prefill=_stretch(document["served"]["prefill"])),
+        served=None if document["served"] is None else _served(document["served"]),
+    )  # fmt: skip
+
+
+def _served(document: Mapping[str, Any]) -> Served:
+    return Served(
+        decode=tuple((float(one["batch"]), float(one["times"])) for one in document["decode"]),
+        prefill=_stretch(document["prefill"]), together=bool(document["together"]),
     )  # fmt: skip
 
 

@@ -4,8 +4,10 @@ A share of a CPU is a whole number of threads, so its steps do not slow between 
 threads: `planning_table` says so to readers that interpolate over shares.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import log
 from statistics import fmean
 from types import MappingProxyType
 from typing import Final
@@ -72,7 +74,9 @@ class UnitCost:
 
     Scheduler, front, wire and client are in it, as a client of an idle unit sees it: `request_s`
     is what a request waits beyond its prefill step. `scheduler` and `client` are what these two
-    processes run meanwhile; on a CPU they do that on the cores of the engines.
+    processes run meanwhile; on a CPU they do that on the cores of the engines. `cores_used`: part
+    of a CPU's cores that ran anything while more wanted one than there are; an operating system
+    leaves some idle at any moment, with work that waits for another one.
     """
 
     step_s: float = 0.0
@@ -80,17 +84,23 @@ class UnitCost:
     request_s: float = 0.0
     scheduler: Work = field(default_factory=Work)
     client: Work = field(default_factory=Work)
+    cores_used: float = 1.0
 
     @property
     def arrival_s(self) -> float:
         """What a request waits before its prefill step and beyond what stands between steps."""
         return max(0.0, self.request_s - self.step_s - self.token_s)
 
+    def idle_s(self, tokens: float) -> float:
+        """Seconds after a step that gives so many tokens in which nothing of its model runs: what
+        is between two steps beyond the scheduler's work, as processes take time to wake."""
+        return max(0.0, self.step_s + tokens * self.token_s - self.scheduler.of_step(tokens))
+
     def slowed(self, times: float) -> "UnitCost":
         """The same where everything takes that many times as long."""
-        return UnitCost(step_s=self.step_s * times, token_s=self.token_s * times,
-                        request_s=self.request_s * times, scheduler=self.scheduler.slowed(times),
-                        client=self.client.slowed(times))  # fmt: skip
+        return replace(self, step_s=self.step_s * times, token_s=self.token_s * times,
+                       request_s=self.request_s * times, scheduler=self.scheduler.slowed(times),
+                       client=self.client.slowed(times))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +109,11 @@ class CpuWork:
 
     cores: int
     unit: UnitCost = field(default_factory=UnitCost)
+
+    @property
+    def usable(self) -> float:
+        """Cores that run something while more than all of them are wanted."""
+        return self.cores * self.unit.cores_used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,10 +157,24 @@ class Stretch:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """How much longer than on the bench steps take in a unit that serves: there a host has requests
-    to hear of and tokens to tell, and others leave theirs in the caches between two steps."""
+    to hear of and tokens to tell, and others leave theirs in the caches between two steps.
 
-    decode: Stretch = Stretch()
+    `decode`: how many times as long decodes of some batches take, in ascending order of these.
+    `together`: whether other models were served meanwhile.
+    """
+
+    decode: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
     prefill: Stretch = Stretch()
+    together: bool = False
+
+    def decode_times(self, batch: float) -> float:
+        """How many times as long a decode of that batch takes: linear over the batch's logarithm
+        between those that are known, and as the nearest one beyond."""
+        above = bisect_left(self.decode, batch, key=lambda known: known[0])
+        if above in (0, len(self.decode)):
+            return self.decode[min(above, len(self.decode) - 1)][1]
+        (low, before), (high, after) = self.decode[above - 1 : above + 1]
+        return before + (after - before) * log(batch / low) / log(high / low)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,8 +211,13 @@ class ProfileSet:
         known = [model.served for model in self.models if model.served is not None]
         if not known:
             return Served()
-        return Served(decode=_mean([one.decode for one in known]),
-                      prefill=_mean([one.prefill for one in known]))  # fmt: skip
+        batches = sorted({batch for one in known for batch, _ in one.decode})
+        return Served(
+            decode=tuple((batch, fmean(one.decode_times(batch) for one in known))
+                         for batch in batches),
+            prefill=_mean([one.prefill for one in known]),
+            together=all(one.together for one in known),
+        )  # fmt: skip
 
     def find(self, geometry: ModelGeometry) -> ModelProfile | None:
         """The profile of a model of this shape, whatever its name."""

@@ -22,8 +22,9 @@ def seen_table(
 
 def _seen(row: StepRow, unit: UnitCost, served: Served, grant_s: float) -> StepRow:
     added = max(grant_s, unit.step_s) + row.batch * unit.token_s
+    times = served.decode_times(row.batch)
     return replace(
         row,
         prefill_s=None if row.prefill_s is None else served.prefill.of(row.prefill_s) + added,
-        decode_s=None if row.decode_s is None else served.decode.of(row.decode_s) + added,
+        decode_s=None if row.decode_s is None else row.decode_s * times + added,
     )

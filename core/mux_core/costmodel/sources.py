@@ -70,7 +70,9 @@ class ProfileCatalog:
 
     @property
     def interference(self) -> Interference:
-        """Of the pairs that were measured."""
+        """Of the pairs that were measured, where no profile's steps hold what others cost them."""
+        if any(found.served.together for found in self.profiles):
+            return pair_interference(())
         return pair_interference([pair for found in self.profiles for pair in found.pairs])
 
     @property

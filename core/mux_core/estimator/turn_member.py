@@ -59,8 +59,8 @@ class TurnMember:
 
     The rest is what the unit makes of it. `mates`: other prompts in a prefill; `waits`: seconds
     between two tokens by batch; `there`: chances of 0, 1, 2... requests, of which as many decode as
-    there is KV for (`most`); `busy`: part of the time that there are any, `busy_step`: its mean
-    step then.
+    there is KV for (`most`); `busy`: part of the time that there are any, `busy_step` and
+    `busy_batch`: its mean step and batch then.
     """
 
     ask: Ask
@@ -77,6 +77,7 @@ class TurnMember:
     most: int = MOST_BATCH
     busy: float = 0.0
     busy_step: float = 0.0
+    busy_batch: float = 1.0
     waits: Floats = field(default_factory=_none)
     there: Floats = field(default_factory=_idle)
 
@@ -197,9 +198,11 @@ class TurnMember:
         return ending
 
     def _met(self) -> None:
-        """The mean step of the batches that are met."""
+        """The mean of the batches that are met, and of their steps."""
         met = self.chances[1:]
-        self.busy_step = float(met @ self.steps / met.sum() if met.sum() else self.steps[0])
+        if all_met := met.sum():
+            self.busy_step = float(met @ self.steps / all_met)
+            self.busy_batch = float(met @ BATCH / all_met)
 
 
 def turn_member(

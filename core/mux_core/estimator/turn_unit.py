@@ -14,7 +14,7 @@ of a window of time that began with nobody there.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
-from math import exp, inf
+from math import comb, exp, inf
 
 import numpy as np
 
@@ -43,7 +43,8 @@ class TurnUnit:
     `prefilling`: prefills that would run were there no limit, each taking `slower` times as long
     as alone; `room_s`: what a prefill waits for percents, `roomless`: the chance that it does;
     `beside`: threads of what runs beside steps, `crowding`: times as long that takes for all that
-    runs; `scheduling`: part of the time that the scheduler's process runs.
+    runs; `scheduling`: part of the time that the scheduler's process runs; `awake`: part of a
+    decode step in which anything of it runs.
     """
 
     members: Sequence[TurnMember]
@@ -58,6 +59,7 @@ class TurnUnit:
     beside: float = 0.0
     crowding: float = 1.0
     scheduling: float = 0.0
+    awake: float = 1.0
 
     @property
     def arriving(self) -> float:
@@ -90,10 +92,22 @@ class TurnUnit:
     def threads(self, percent: int) -> int:
         return threads_of(percent, self.cpu.cores)
 
-    def longer(self, decode_threads: float, prefills: int) -> float:
-        """How many times as long anything takes while these run."""
-        threads = decode_threads + prefills * self.threads(self.prefill_percent)
-        return max(1.0, (threads + self.beside) / self.cpu.cores)
+    def longer(self, decode_threads: float, prefills: int, own: float = 0.0) -> float:
+        """How many times as long anything takes while these run, `own` of them all the time: others
+        that decode also wait for a process to wake."""
+        always = own + prefills * self.threads(self.prefill_percent) + self.beside
+        others = decode_threads - own
+        few = int(others)
+        less, more = (self._longer(always, number) for number in (few, few + 1))
+        return less + (others - few) * (more - less)
+
+    def _longer(self, always: float, others: int) -> float:
+        """Beside so many others, each awake or not."""
+        return sum(
+            comb(others, k) * self.awake**k * (1 - self.awake) ** (others - k)
+            * max(1.0, (always + k) / self.cpu.usable)
+            for k in range(others + 1)
+        )  # fmt: skip
 
     def decode_factor(self, prefills: int, decodes: float) -> float:
         """On a decode step, beside so many prefills and as one of so many decodes."""
@@ -174,7 +188,7 @@ def _prefillers(members: Sequence[TurnMember]) -> int:
 
 def _loaded(unit: TurnUnit) -> TurnUnit:
     """With the means that follow from what its members do."""
-    unit = replace(unit, beside=_beside(unit), scheduling=_scheduling(unit))
+    unit = replace(unit, beside=_beside(unit), scheduling=_scheduling(unit), awake=_awake(unit))
     crowding = _crowding(unit)
     unit = replace(unit, crowding=crowding, slower=crowding * _prefill_factor(unit))
     offered = sum(m.prefills_per_s * unit.prefill_s(m.prefill_s + m.mates_s) for m in unit.members)
@@ -199,6 +213,13 @@ def _scheduling(unit: TurnUnit) -> float:
         m.ask.rate * (work.request_s + work.of_step(1)
                       + m.output * work.of_token(m.steps_per_token))
         for m in unit.members)  # fmt: skip
+
+
+def _awake(unit: TurnUnit) -> float:
+    """Part of a decode step in which anything of it runs."""
+    steps = sum(m.busy * m.busy_step for m in unit.members)
+    idle = sum(m.busy * unit.cpu.unit.idle_s(m.busy_batch) for m in unit.members)
+    return max(0.0, 1 - idle / steps) if steps else 1.0
 
 
 def _crowding(unit: TurnUnit) -> float:
@@ -294,7 +315,7 @@ def _turn(member: TurnMember, others: Crowd, prefills: int, unit: TurnUnit) -> F
     hosts = 1 + len(able)
     wanted = member.share.decode + sum(m.share.decode for m in able)
     percents, threads = _running([member, *able], free, unit)
-    longer = unit.longer(threads, prefills)
+    longer = unit.longer(threads, prefills, own=threads / hosts)
     turn = own * longer
     if percents < wanted:
         taken = member.share.decode * own
@@ -368,5 +389,6 @@ def _until_room(crowd: Crowd, prefills: int, more: int, unit: TurnUnit) -> float
     running = percents / (sum(m.share.decode for m in able) / len(able))
     ends = min(running, max(1.0, lacking * running / percents))
     step = sum(m.busy_step for m in able) / len(able)
-    slower = unit.longer(threads, prefills) * unit.decode_factor(prefills, running)
+    longer = unit.longer(threads, prefills, own=threads / len(able))
+    slower = longer * unit.decode_factor(prefills, running)
     return ends / (running + 1) * step * slower

@@ -1,9 +1,10 @@
 """The cores of a CPU node on the virtual clock: all that runs at once shares them equally.
 
-A step on a CPU is a chain: its engine host computes, then the scheduler's process takes the result
-and grants anew, while the client reads. Hosts run side by side; scheduler and client are a process
-each, which does one thing after another. What wants to run at once shares the cores equally, as an
-operating system has it over a few steps.
+A step on a CPU is a chain: its engine host computes, processes wake, then the scheduler's takes
+the result and grants anew, while the client reads. Hosts run side by side; scheduler and client are
+a process each, which does one thing after another. What wants to run at once shares the cores
+equally, as an operating system has it over a few steps. It leaves some of their time unused all the
+same (`UnitCost.cores_used`): what waits for one core waits on while another has nothing to do.
 """
 
 from collections import deque
@@ -20,14 +21,14 @@ _ROUNDING_S = 1e-9
 
 
 class Cores:
-    """Tasks that share cores. `due`: when the first of them ends if none comes before.
+    """Tasks that share `usable` cores. `due`: when the first of them ends if none comes before.
 
     `ask_at` is asked to call `settle` at that moment; a moment that is not due any more is void.
     """
 
-    def __init__(self, cores: int, ask_at: Callable[[float, "Cores"], None]) -> None:
+    def __init__(self, usable: float, ask_at: Callable[[float, "Cores"], None]) -> None:
         self.due = inf
-        self._cores = cores
+        self._usable = usable
         self._ask_at = ask_at
         self._tasks: list[tuple[float, int, int, Then]] = []
         self._numbers = count()
@@ -36,7 +37,8 @@ class Cores:
         self._had = self._looked_at = 0.0
 
     def run(self, now: float, seconds: float, then: Then, *, threads: int = 1) -> None:
-        """A task of so many seconds, were it alone."""
+        """A task of so many seconds, were it alone; one without threads wants no core, but lasts
+        longer as well where these are wanted."""
         self._pass(now)
         self._wanted += threads
         heappush(self._tasks, (self._had + seconds, next(self._numbers), threads, then))
@@ -53,7 +55,7 @@ class Cores:
 
     @property
     def _speed(self) -> float:
-        return min(1.0, self._cores / self._wanted)
+        return min(1.0, self._usable / max(1, self._wanted))
 
     def _pass(self, now: float) -> None:
         if self._tasks:
@@ -97,7 +99,7 @@ class CpuNode:
 
     def __init__(self, work: CpuWork, ask_at: Callable[[float, Cores], None]) -> None:
         self._work = work
-        self._cores = Cores(work.cores, ask_at)
+        self._cores = Cores(work.usable, ask_at)
         self._scheduler = _Process(self._cores)
         self._client = _Process(self._cores)
 
@@ -122,16 +124,20 @@ class CpuNode:
     ) -> None:  # fmt: skip
         """A step that takes so long on an idle node, the scheduler's part included."""
         unit = self._work.unit
-        between = min(seconds, unit.scheduler.of_step(tokens))
+        idle = min(seconds, unit.idle_s(tokens))
+        between = min(seconds - idle, unit.scheduler.of_step(tokens))
 
         def computed(at: float) -> None:
+            self._cores.run(at, idle, woken, threads=0)
+
+        def woken(at: float) -> None:
             self._scheduler.run(at, between, answered)
 
         def answered(at: float) -> None:
             self._client.run(at, unit.client.of_step(tokens), _read)
             then(at)
 
-        self._cores.run(now, seconds - between, computed, threads=threads)
+        self._cores.run(now, seconds - idle - between, computed, threads=threads)
 
 
 def _read(now: float) -> None:

@@ -83,14 +83,17 @@ def _with_served(
         return model
     own, bench = steps[model.name], Profile(planning_table(model, made, CPU))
     most = bench.largest_batch(1)  # of more, the bench has nothing to compare with
-    decodes = [(bench.decode_s(tensor=1, percent=percent, batch=batch, context=CONTEXT), served_s)
-               for batch, served_s in zip(own["batches"], own["decode_s"], strict=True)
-               if batch <= most]  # fmt: skip
+    decode = tuple(
+        (batch, served_s / bench.decode_s(tensor=1, percent=percent, batch=batch, context=CONTEXT))
+        for batch, served_s in zip(own["batches"], own["decode_s"], strict=True)
+        if batch <= most
+    )
     prefills = [
         (bench.prefill_s(tensor=1, percent=percent, batch=1, tokens=tokens), served_s)
         for tokens, served_s in zip(own["prompts"], own["prefill_s"], strict=True)
     ]
-    return replace(model, served=Served(decode=_stretch(decodes), prefill=_stretch(prefills)))
+    return replace(model, served=Served(decode=decode, prefill=_stretch(prefills),
+                                        together=len(steps) > 1))  # fmt: skip
 
 
 def _stretch(steps: Sequence[tuple[float, float]]) -> Stretch:

@@ -222,7 +222,7 @@ async def _pair(point: Point, hosts: _Hosts) -> Value:
 async def _unit(point: Point, job: Job) -> Value:
     with yardstick() as speed:
         async with open_unit(job.folder, job.to_serve, point.percent) as unit:
-            return asdict(await unit_times(unit, speed))
+            return asdict(await unit_times(unit, speed, cores=job.device.cores))
 
 
 def values(journal: Journal, points: Sequence[Point]) -> dict[str, Value]:

@@ -1,9 +1,9 @@
 """What a whole unit adds to its engines' steps: measured on a unit of the profiled models.
 
 The unit is `python -m mux_runtime unit`, asked over HTTP from this machine, so on a CPU client,
-front, scheduler and engines share the cores, as they do under load. Each model is asked alone;
-what is told apart by processes is told by the seconds of a core that each has run, and on a virtual
-machine by what was stolen from it meanwhile.
+front, scheduler and engines share the cores, as they do under load. Each model is asked alone,
+then all at once; what is told apart by processes is told by the seconds of a core that each has
+run, and on a virtual machine by what was stolen from it meanwhile.
 """
 
 import asyncio
@@ -49,6 +49,8 @@ SINGLE: Final = Load(streams=1, outputs=OUTPUTS, rounds=5)
 LONG: Final = (SINGLE, Load(streams=8, outputs=OUTPUTS, rounds=4),
                Load(streams=32, outputs=OUTPUTS, rounds=2))  # fmt: skip
 """Steps of few and of many sequences."""
+CROWD: Final = Load(streams=64, outputs=OUTPUTS, rounds=2)
+"""Steps of so many, for all models at once: there always is more to run than there are cores."""
 LOADS: Final = (*LONG, Load(streams=1, outputs=3, rounds=20, prompt=SHORT_PROMPT),
                 Load(streams=1, outputs=3, rounds=20, prompt=LONG_PROMPT),
                 Load(streams=8, outputs=3, rounds=15))  # fmt: skip
@@ -83,12 +85,15 @@ class HostSteps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """What a unit did for a load of one model alone, and seconds of a core that others ran for it.
+    """What a unit did for a load of some models, and seconds of a core that others ran for it.
 
-    Means: `decoding_s`, of a round, from its first token to its last; `ttft_s`, of its streams.
+    `lasted_s`: by a clock on the wall. Means: `decoding_s`, of a round, from its first token to its
+    last; `ttft_s`, of its streams.
     """
 
-    hosts: HostSteps
+    load: Load
+    hosts: Mapping[str, HostSteps]
+    lasted_s: float
     scheduler_s: float
     client_s: float
     decoding_s: float
@@ -97,14 +102,28 @@ class Ran:
     @property
     def done(self) -> tuple[int, int, int]:
         """(steps, tokens, requests)."""
-        return sum(self.hosts.count.values()), self.hosts.tokens, self.hosts.requests
+        hosts = self.hosts.values()
+        return (sum(sum(one.count.values()) for one in hosts), sum(one.tokens for one in hosts),
+                sum(one.requests for one in hosts))  # fmt: skip
+
+    @property
+    def cores(self) -> float:
+        """How many of them ran it, on average."""
+        engines = sum(sum(one.core_s.values()) for one in self.hosts.values())
+        return (engines + self.scheduler_s + self.client_s) / self.lasted_s
+
+    @property
+    def alone(self) -> HostSteps:
+        """Steps of the only model that was asked."""
+        (hosts,) = self.hosts.values()
+        return hosts
 
     @property
     def between_s(self) -> float:
-        """Mean seconds between two decode steps: there always is a next one in a round."""
-        hosts = self.hosts
-        turn_s = hosts.load.rounds * self.decoding_s / hosts.count[Phase.DECODE]
-        return turn_s - hosts.step_s(Phase.DECODE)
+        """Mean seconds between two decode steps of the only model: there always is a next one in a
+        round."""
+        turn_s = self.load.rounds * self.decoding_s / self.alone.count[Phase.DECODE]
+        return turn_s - self.alone.step_s(Phase.DECODE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,35 +146,39 @@ class UnitTimes:
     yardstick_s: float
 
 
-async def unit_times(unit: ProbeUnit, speed: Yardstick) -> UnitTimes:
-    """Asks one model after another, which tells what is between steps and who runs it; then all at
-    once, which tells how long steps take."""
-    for model in unit.models:
+async def unit_times(unit: ProbeUnit, speed: Yardstick, *, cores: int) -> UnitTimes:
+    """Asks one model after another, which tells what is between steps; then all at once, which
+    tells how long steps take, and what scheduler and client run."""
+    models = list(unit.models)
+    for model in models:
         await _ask(unit, model, SINGLE)
     began = time.monotonic()
-    alone = {model: [await _ran(unit, model, load) for load in LOADS] for model in unit.models}
-    hosts = {model: [one.hosts for one in ran] for model, ran in alone.items()}
-    if len(hosts) > 1:
+    alone = [await _ran(unit, [model], load) for model in models for load in LOADS]
+    together: list[Ran] = []
+    if len(models) > 1:
         began = time.monotonic()
-        together = [await _together(unit, load) for load in LOADS]
-        hosts = {model: [found[model] for found in together] for model in hosts}
+        together = [await _ran(unit, models, load) for load in (*LOADS, CROWD)]
     return UnitTimes(
-        cost=unit_cost([one for ran in alone.values() for one in ran]),
-        steps={model: served_steps(found) for model, found in hosts.items()},
+        cost=unit_cost(alone, together, cores=cores),
+        steps={model: served_steps([one.hosts[model] for one in together or alone
+                                    if model in one.hosts]) for model in models},
         yardstick_s=speed.mean(began, time.monotonic()),
-    )
+    )  # fmt: skip
 
 
-def unit_cost(ran: Sequence[Ran]) -> UnitCost:
-    """What is between steps, as the clients saw it; and what scheduler and client run."""
-    single = [one for one in ran if one.hosts.load == SINGLE]
-    long = [one for one in ran if one.hosts.load in LONG]
-    (step_s, token_s), _ = nnls([(1.0, one.hosts.batch) for one in long],
+def unit_cost(alone: Sequence[Ran], together: Sequence[Ran], *, cores: int) -> UnitCost:
+    """What is between steps, as clients of each model alone saw it; and, where there are several,
+    what it takes to serve all of them at once."""
+    single = [one for one in alone if one.load == SINGLE]
+    long = [one for one in alone if one.load in LONG]
+    (step_s, token_s), _ = nnls([(1.0, one.alone.batch) for one in long],
                                 [one.between_s for one in long])  # fmt: skip
-    arrival_s = fmean(one.ttft_s - one.hosts.step_s(Phase.PREFILL) for one in single)
+    arrival_s = fmean(one.ttft_s - one.alone.step_s(Phase.PREFILL) for one in single)
+    crowded = [one.cores / cores for one in together if one.load == CROWD]
     return UnitCost(step_s=float(step_s), token_s=float(token_s), request_s=max(0.0, arrival_s),
-                    scheduler=_work(ran, lambda found: found.scheduler_s),
-                    client=_work(ran, lambda found: found.client_s))  # fmt: skip
+                    scheduler=_work(together or alone, lambda found: found.scheduler_s),
+                    client=_work(together or alone, lambda found: found.client_s),
+                    cores_used=min([1.0, *crowded]))  # fmt: skip
 
 
 def _work(ran: Sequence[Ran], seconds: Callable[[Ran], float]) -> Work:
@@ -166,7 +189,7 @@ def _work(ran: Sequence[Ran], seconds: Callable[[Ran], float]) -> Work:
 
 def served_steps(ran: Sequence[HostSteps]) -> ServedSteps:
     """Of one model."""
-    long = [one for one in ran if one.load in LONG]
+    long = [one for one in ran if one.load in (*LONG, CROWD)]
     single = [one for one in ran if one.load.streams == 1]
     return ServedSteps(
         batches=[one.batch for one in long],
@@ -176,26 +199,21 @@ def served_steps(ran: Sequence[HostSteps]) -> ServedSteps:
     )
 
 
-async def _ran(unit: ProbeUnit, model: str, load: Load) -> Ran:
-    before, client = await SoFar.of(unit, model), time.process_time()
-    scheduler = core_seconds(unit.scheduler)
-    rounds = await _ask(unit, model, load)
+async def _ran(unit: ProbeUnit, models: Sequence[str], load: Load) -> Ran:
+    """The load of each of these models, all at once."""
+    before = {model: await SoFar.of(unit, model) for model in models}
+    scheduler, client = core_seconds(unit.scheduler), time.process_time()
+    machine, began = CoreTime.now(), time.monotonic()
+    asked = await asyncio.gather(*(_ask(unit, model, load) for model in models))
+    lasted_s, taken = time.monotonic() - began, CoreTime.now().since(machine).taken
     scheduler_after, client_after = core_seconds(unit.scheduler), time.process_time()
-    after = await SoFar.of(unit, model)
-    taken = after.machine.since(before.machine).taken
+    hosts = {model: (await SoFar.of(unit, model)).since(before[model], load) for model in models}
+    rounds = list(chain.from_iterable(asked))
     return Ran(
-        hosts=after.since(before, load),
+        load=load, hosts=hosts, lasted_s=lasted_s,
         scheduler_s=(scheduler_after - scheduler) * taken, client_s=(client_after - client) * taken,
         decoding_s=fmean(_decoding_s(marks) for marks in rounds),
         ttft_s=fmean(one.first - one.sent for marks in rounds for one in marks))  # fmt: skip
-
-
-async def _together(unit: ProbeUnit, load: Load) -> dict[str, HostSteps]:
-    """The load of every model, all at once."""
-    before = {model: await SoFar.of(unit, model) for model in unit.models}
-    await asyncio.gather(*(_ask(unit, model, load) for model in unit.models))
-    return {model: (await SoFar.of(unit, model)).since(before[model], load)
-            for model in unit.models}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def test_a_table_survives_the_round_trip():
     ("change", "words"),
     [
         ({"format": "x"}, "is no profile"),
-        ({"version": 9}, "version 9; this release reads versions 1 and 5"),
+        ({"version": 9}, "version 9; this release reads versions 1 and 6"),
         ({"rows": []}, "rows must be a list"),
         ({"rows": [ROW | {"decode_ms": -1}]}, "rows[0]: decode_ms -1"),
         ({"rows": [ROW | {"percent": 101}]}, "percent 101; 1 to 100"),

@@ -16,7 +16,7 @@ from profile_builders import MADE, decode_s, model_profile, profile_set, shape
 def test_a_profile_reads_back_as_it_was_written():
     served = replace(
         model_profile("a", shape()),
-        served=Served(decode=Stretch(times=1.2, longer_s=4e-4), prefill=Stretch(times=1.4)),
+        served=Served(decode=((1.0, 1.5), (8.0, 1.2)), prefill=Stretch(times=1.4), together=True),
     )
     before = profile_set(served, model_profile("b", shape(layers=2)))  # fmt: skip
     after = load_profiles(dump_profiles(before), subject="p.json")
@@ -51,7 +51,7 @@ def test_one_table_is_read_from_a_profile_of_one_model_only():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"version": 2}, "version 2; this release reads versions 1 and 5"),
+        ({"version": 2}, "version 2; this release reads versions 1 and 6"),
         ({"version": 1}, "version 1 says neither device nor shape"),
         ({"format": "x"}, "is no profile"),
         ({"made": {"device": "x"}}, "is damaged"),

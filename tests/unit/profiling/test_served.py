@@ -7,7 +7,7 @@ import pytest
 
 from mux_cli import profile_unit
 from mux_cli.profile_subjects import Subject
-from mux_core.costmodel.profile_set import UnitCost, Work
+from mux_core.costmodel.profile_set import Served, UnitCost, Work
 from mux_core.llm import ModelGeometry
 from mux_runtime.profiling.assemble import assemble
 from mux_runtime.profiling.points import Kind, Point
@@ -62,7 +62,7 @@ def profiled(*, name: str):
         for point in points
     }  # fmt: skip
     found[unit.key] = {
-        "cost": {**WORK, "scheduler": WORK, "client": WORK},
+        "cost": {**WORK, "scheduler": WORK, "client": WORK, "cores_used": 0.9},
         "steps": {name: {"batches": [1.0, 8.0, 16.0], "decode_s": [0.004, 0.007, 9.0],
                          "prompts": [1, 64], "prefill_s": [0.004, 0.006]}},
         "yardstick_s": 0.002,
@@ -73,12 +73,22 @@ def profiled(*, name: str):
 
 def test_a_models_steps_in_the_unit_are_compared_with_those_on_the_bench():
     assert profiled(name="m").made.yardstick_s == 0.002
-    assert profiled(name="m").unit == UnitCost(**WORK, scheduler=Work(**WORK), client=Work(**WORK))
+    work = Work(**WORK)
+    assert profiled(name="m").unit == UnitCost(**WORK, scheduler=work, client=work, cores_used=0.9)
     (model,) = profiled(name="m").models
     assert model.served is not None
-    for bench_s, decode_s, prefill_s in ((0.002, 0.004, 0.004), (0.004, 0.007, 0.006)):
-        assert model.served.decode.of(bench_s) == pytest.approx(decode_s)
+    for bench_s, prefill_s in ((0.002, 0.004), (0.004, 0.006)):
         assert model.served.prefill.of(bench_s) == pytest.approx(prefill_s)
+    assert dict(model.served.decode) == pytest.approx({1.0: 2.0, 8.0: 1.75})
+    assert not model.served.together
+
+
+@pytest.mark.parametrize(
+    ("batch", "times"), [(1, 2.0), (2, 2.0), (4, 1.5), (8, 1.0), (16, 1.2), (32, 1.4), (99, 1.4)]
+)
+def test_decodes_between_known_batches_take_what_lies_between(batch, times):
+    served = Served(decode=((2.0, 2.0), (8.0, 1.0), (32.0, 1.4)))
+    assert served.decode_times(batch) == pytest.approx(times)
 
 
 def test_a_unit_that_served_another_says_nothing_of_a_models_steps():

@@ -52,7 +52,7 @@ def test_measured_times_hold_what_a_unit_adds_to_a_step():
 
 def test_steps_take_as_long_as_a_unit_showed():
     measured = model_profile("a", shape())
-    served = Served(decode=Stretch(times=1.5, longer_s=1e-3), prefill=Stretch(times=2.0))
+    served = Served(decode=((1.0, 2.0), (4.0, 1.5)), prefill=Stretch(times=2.0))
     profiles = profile_set(replace(measured, served=served), model_profile("b", shape(layers=2)))
     table = ProfileCatalog((profiles,)).table
     # The second was not served, so it takes after the first; and so does one that has a fit alone.
@@ -61,7 +61,8 @@ def test_steps_take_as_long_as_a_unit_showed():
         for alone, seen in zip(rows(bench), rows(table(geometry)[1]), strict=True):
             added = 5e-4 + 1e-4 * alone.batch
             if alone.decode_s is not None:
-                assert seen.decode_s == pytest.approx(1.5 * alone.decode_s + 1e-3 + added)
+                times = 2.0 if alone.batch == 1 else 1.5
+                assert seen.decode_s == pytest.approx(times * alone.decode_s + added)
             if alone.prefill_s is not None:
                 assert seen.prefill_s == pytest.approx(2.0 * alone.prefill_s + added)
 

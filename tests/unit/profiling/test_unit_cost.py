@@ -15,6 +15,7 @@ from mux_core.errors import PeerError
 from mux_runtime.core_time import CoreTime
 from mux_runtime.profiling.probe_unit import core_seconds
 from mux_runtime.profiling.unit_cost import (
+    CROWD,
     LOADS,
     LONG,
     LONG_PROMPT,
@@ -45,10 +46,11 @@ def ran(load: Load) -> Ran:
     def of(work: Work) -> float:
         return done[0] * work.step_s + done[1] * work.token_s + done[2] * work.request_s
 
+    hosts = HostSteps(load=load, count=steps,
+                      core_s={Phase.PREFILL: steps[Phase.PREFILL] * load.prompt * PREFILL_S,
+                              Phase.DECODE: steps[Phase.DECODE] * own_s})  # fmt: skip
     return Ran(
-        hosts=HostSteps(load=load, count=steps,
-                        core_s={Phase.PREFILL: steps[Phase.PREFILL] * load.prompt * PREFILL_S,
-                                Phase.DECODE: steps[Phase.DECODE] * own_s}),
+        load=load, hosts={"m": hosts}, lasted_s=100.0,
         scheduler_s=of(SCHEDULER), client_s=of(CLIENT),
         decoding_s=(load.outputs - 1) * (own_s + SCHEDULER.of_step(load.streams)),
         ttft_s=load.prompt * PREFILL_S + REQUEST_S,
@@ -59,14 +61,35 @@ ALL: Sequence[Ran] = [ran(load) for load in LOADS]
 
 
 def test_work_is_told_apart_by_loads_that_have_more_of_one_thing() -> None:
-    cost = unit_cost(ALL)
+    cost = unit_cost(ALL, (), cores=2)
     for found, made in ((cost.scheduler, SCHEDULER), (cost.client, CLIENT)):
         assert (found.step_s, found.token_s, found.request_s) == pytest.approx(
             (made.step_s, made.token_s, made.request_s))  # fmt: skip
+    assert cost.cores_used == 1.0
+
+
+def crowded(load: Load) -> Ran:
+    """Two models at once; scheduler and client take twice as long as for one after the other."""
+    one = ran(load)
+    (hosts,) = one.hosts.values()
+    return replace(one, hosts={"m": hosts, "n": hosts}, scheduler_s=4 * one.scheduler_s,
+                   client_s=4 * one.client_s, lasted_s=10.0)  # fmt: skip
+
+
+def test_models_that_are_served_at_once_say_what_that_takes() -> None:
+    together = [crowded(load) for load in (*LOADS, CROWD)]
+    cost = unit_cost(ALL, together, cores=2)
+    assert cost.scheduler.token_s == pytest.approx(2 * SCHEDULER.token_s)
+    assert cost.client.step_s == pytest.approx(2 * CLIENT.step_s)
+    assert cost.step_s == pytest.approx(SCHEDULER.step_s), "as one client of one model saw it"
+    (_, *_, most) = together
+    ran_s = sum(sum(one.core_s.values()) for one in most.hosts.values())
+    ran_s += most.scheduler_s + most.client_s
+    assert cost.cores_used == pytest.approx(ran_s / (10.0 * 2))
 
 
 def test_what_is_between_steps_is_what_a_round_takes_beyond_its_steps() -> None:
-    cost = unit_cost(ALL)
+    cost = unit_cost(ALL, (), cores=2)
     assert (cost.step_s, cost.token_s) == pytest.approx((SCHEDULER.step_s, SCHEDULER.token_s))
     assert cost.request_s == pytest.approx(REQUEST_S)
 
@@ -84,12 +107,12 @@ def test_what_the_machine_s_host_took_is_part_of_a_step() -> None:
 
 
 def test_nothing_is_negative() -> None:
-    cost = unit_cost([replace(one, decoding_s=0.0, ttft_s=0.0) for one in ALL])
+    cost = unit_cost([replace(one, decoding_s=0.0, ttft_s=0.0) for one in ALL], (), cores=2)
     assert (cost.step_s, cost.token_s, cost.request_s) == (0.0, 0.0, 0.0)
 
 
 def test_steps_in_a_unit_are_seconds_of_a_core_per_step() -> None:
-    found = served_steps([one.hosts for one in ALL])
+    found = served_steps([one.alone for one in ALL])
     assert found.batches == pytest.approx([load.streams for load in LONG])
     assert found.decode_s == pytest.approx([DECODE_S + load.streams * 4e-4 for load in LONG])
     assert found.prompts == [PROMPT, SHORT_PROMPT, LONG_PROMPT]

@@ -56,6 +56,18 @@ def test_more_tasks_than_cores_share_them_equally() -> None:
     assert clock.ended == {name: pytest.approx(1.5) for name in "abc"}
 
 
+def test_cores_that_are_not_all_used_slow_who_wants_them_all() -> None:
+    clock = Clock()
+    part = Work(step_s=0.0, token_s=0.0, request_s=0.0)
+    used = node(clock, cores_used=0.5, scheduler=part, client=part)
+    used.step(0.0, 1.0, 1, clock.ends("alone"), threads=1)
+    clock.run()
+    for name in "ab":
+        used.step(2.0, 1.0, 1, clock.ends(name), threads=1)
+    clock.run()
+    assert clock.ended == {"alone": 1.0, "a": pytest.approx(4.0), "b": pytest.approx(4.0)}
+
+
 def test_who_comes_later_slows_those_that_run() -> None:
     clock = Clock()
     cores = Cores(1, clock.ask)
