@@ -117,6 +117,21 @@ def test_members_of_unlike_shares_that_all_fit_are_estimated_as_they_play(layers
             0, abs=0.2)  # fmt: skip
 
 
+@pytest.mark.parametrize("part", [0.5, 0.75])
+def test_cores_that_stay_idle_in_part_are_estimated_as_they_play(part):
+    rates = {"a": 1.0, "b": 0.5, "c": 0.5}
+    whole = profile_set()
+    used = replace(whole, unit=replace(whole.unit, cores_used=0.8))
+    found, all_used = (stage(rates, shares=UNLIKE, profiles=one) for one in (used, whole))
+    said, played = both(found, part)
+    load = part * capacity(found, WINDOW.shape)
+    faster = predicted(all_used, load, WINDOW.shape, tuple(rates))
+    for model in rates:
+        assert relative_error(said[model].tpot.mean, played[model].tpot.mean) == pytest.approx(
+            0, abs=0.2)  # fmt: skip
+        assert faster[model].tpot.mean < 0.95 * said[model].tpot.mean
+
+
 def test_prompts_that_wait_are_estimated_to_go_together():
     """Prefills that take as long for four prompts as for one."""
 

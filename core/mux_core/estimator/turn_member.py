@@ -145,8 +145,10 @@ class TurnMember:
         self.mates = (self.mates + min(self.most_mates, self.ask.rate * wait_s)) / 2
 
     def take(self, waits: Floats, seconds: float) -> None:
-        """Takes over waits by batch, for so long. `busy` goes halfway to what follows."""
-        self.waits = waits
+        """Takes over waits by batch, for so long. What does not follow a window goes halfway to
+        them, as rounds would else swing to and fro; `busy` goes halfway to what follows."""
+        settles = seconds == inf and len(self.waits)
+        self.waits = (self.waits + waits) / 2 if settles else waits
         self.there = self.lasting() if seconds == inf else self._later(seconds)
         self._met()
         self.busy = (self.busy + 1 - float(self.there[0])) / 2

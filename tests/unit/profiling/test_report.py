@@ -1,8 +1,11 @@
 """What a profile says at a glance."""
 
+from dataclasses import replace
+
 import pytest
 
 from mux_cli.profile_report import bandwidth, fastest_prefill, plot_profiles, summary
+from mux_core.costmodel.profile_set import Served, Stretch
 from profile_builders import MADE, model_profile, profile_set, shape
 
 
@@ -16,6 +19,17 @@ def test_the_summary_names_every_model_pair_and_what_was_left_out():
                   "left out: most of it", "0.50 ms per step, 0.100 ms per token",
                   "fit error, each model from the others"):  # fmt: skip
         assert words in said, said
+
+
+def test_what_a_serving_unit_showed_is_said():
+    served = Served(decode=((1.0, 1.5), (8.0, 1.25)), prefill=Stretch(times=1.1, longer_s=2e-4))
+    plain = profile_set()
+    shown = replace(plain, unit=replace(plain.unit, cores_used=0.9),
+                    models=(replace(plain.models[0], served=served), plain.models[1]))  # fmt: skip
+    for words in ("90% of the cores' time is used", "a take x1.50 (decode of 1), x1.25 (decode of "
+                  "8), x1.10 + 0.20 ms (prefill)"):  # fmt: skip
+        assert words in text(shown)
+        assert words not in text(plain)
 
 
 def test_the_knee_of_a_prefill_is_where_it_is_near_its_best():
@@ -37,8 +51,6 @@ def test_a_data_sheet_is_named_where_there_is_one():
 
 
 def test_a_busy_machine_is_said():
-    from dataclasses import replace
-
     said = text(profile_set(made=replace(MADE, load=7.5)))
     assert "measured beside others: load 7.5 on 2 cores" in said
 

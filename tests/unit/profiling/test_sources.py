@@ -67,6 +67,16 @@ def test_steps_take_as_long_as_a_unit_showed():
                 assert seen.prefill_s == pytest.approx(2.0 * alone.prefill_s + added)
 
 
+def test_pairs_slow_nothing_whose_steps_were_timed_in_company():
+    plain = profile_set()
+    beside = ProfileCatalog((plain,)).interference
+    assert beside.prefill_factor(decoding=True) == pytest.approx(1.1)
+    for together, factor in ((False, 1.1), (True, 1.0)):
+        served = replace(plain.models[0], served=Served(together=together))
+        found = ProfileCatalog((replace(plain, models=(served, plain.models[1])),)).interference
+        assert found.prefill_factor(decoding=True) == pytest.approx(factor)
+
+
 def test_costs_read_alike_for_any_name_and_do_not_touch_the_llm_otherwise():
     given = llm("known", shape())
     costs = choose_costs([given], NODES, ProfileCatalog((profile_set(),)), {})
