@@ -75,8 +75,8 @@ class UnitCost:
     Scheduler, front, wire and client are in it, as a client of an idle unit sees it: `request_s`
     is what a request waits beyond its prefill step. `scheduler` and `client` are what these two
     processes run meanwhile; on a CPU they do that on the cores of the engines. `cores_used`: part
-    of a CPU's cores that ran anything while more wanted one than there are; an operating system
-    leaves some idle at any moment, with work that waits for another one.
+    of the cores' time that unit and client ran while they wanted more cores than there are; an
+    operating system leaves some of it idle, with work that waits for another core.
     """
 
     step_s: float = 0.0
